@@ -1,0 +1,32 @@
+# make demo    install into .venv, then the whole path on data it makes itself (out/demo)
+# make test    install, then lint, types, import contracts and tests
+# make check   all of that but the tests, in seconds
+.PHONY: venv demo test test-slow check
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+venv: .venv/installed
+
+# torch first: alone it resolves to the build that the machine's pip is set up for, and the rest then finds it there.
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: venv
+	rm -rf out/demo
+	$(BIN)/braintum demo --out out/demo
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/pytest -m 'not slow'
+
+test-slow: check
+	$(BIN)/pytest -m slow

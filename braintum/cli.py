@@ -1,0 +1,248 @@
+"""`braintum ...`: each command is one call into the package, made with what the command line says.
+
+Exit codes: 0 done; 2 the user's mistake, said in one line on stderr (where braintum raises a ValueError of its own);
+1 a failure of ours; 130 interrupted, with the state saved. With `--json` a command prints one JSON document to stdout
+and everything else to stderr. What a command needs is imported inside it, so that `--help` and a refused setting come
+at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from braintum.config import ConfigError, Experiment, architectures, json_schema, model_config_class, parse_overrides
+
+app = typer.Typer(
+    help="Trains and searches multi-task brain-tumour models on MRI slices.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ingest = typer.Typer(help="Writes a dataset: Parquet shards and a card.")
+app.add_typer(ingest, name="ingest")
+
+DataUrl = Annotated[str, typer.Option("--data", help="Dataset: a folder or URL that `ingest` wrote.")]
+OutUrl = Annotated[str, typer.Option("--out", help="Folder or URL to write; must not exist yet.")]
+Config = Annotated[str | None, typer.Option("--config", help="A .yaml file or a recipe, such as papers/unet.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, such as optim.lr=3e-4; repeatable.")]
+Folds = Annotated[int | None, typer.Option(min=2, help="Number of folds; the source's own, else 5.")]
+Workers = Annotated[int, typer.Option(min=1, help="Worker processes of a training.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, all else to stderr.")]
+Summary = Mapping[str, Any]
+
+
+@ingest.command("folder")
+def ingest_folder(
+    path: Annotated[str, typer.Argument(help="Folder with manifest.csv and the images that it names.")],
+    out: OutUrl,
+    name: Annotated[str | None, typer.Option(help="Name of the dataset; else the folder's.")] = None,
+    size: Annotated[int | None, typer.Option(min=16, help="Height and width to store, pixels.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the images, for the card.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ingests images, masks and labels listed in a CSV manifest."""
+    from braintum.console import print_card
+    from braintum.data.ingest import folder
+
+    with _stdout_for(as_json):
+        card = folder.ingest_folder(path, out, name=name, size=size, licence=licence)
+    _show(card.model_dump(mode="json"), as_json, print_card)
+
+
+@ingest.command("phantom")
+def ingest_phantom(
+    out: OutUrl,
+    cases: Annotated[int, typer.Option(min=8, help="Number of patients.")] = 64,
+    slices_per_case: Annotated[int, typer.Option(min=1, help="Slices of each.")] = 6,
+    size: Annotated[int, typer.Option(min=32, help="Height and width, pixels.")] = 128,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Draws a made-up dataset of brain-like slices, for trying things out."""
+    from braintum.console import print_card
+    from braintum.data.ingest import phantom
+
+    with _stdout_for(as_json):
+        card = phantom.ingest_phantom(out, cases=cases, slices_per_case=slices_per_case, size=size, seed=seed)
+    _show(card.model_dump(mode="json"), as_json, print_card)
+
+
+@app.command()
+def train(
+    data: DataUrl,
+    out: OutUrl,
+    config: Config = None,
+    settings: Set = None,
+    fold: Annotated[str | None, typer.Option(help="Fold to hold out; else a stratified, grouped 80/20 split.")] = None,
+    folds: Folds = None,
+    workers: Workers = 1,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Trains one Experiment and scores it once on the slices held out."""
+    experiment = Experiment.load(config, parse_overrides(settings or []))
+    from braintum.console import print_run
+    from braintum.training.progress import Progress
+    from braintum.training.worker import train as run
+
+    with _stdout_for(as_json), Progress("train") as progress:
+        summary = run(experiment, data, out, fold=fold, folds=folds, workers=workers, resume=resume, progress=progress)
+    _show(summary, as_json, print_run)
+
+
+@app.command()
+def crossval(
+    data: DataUrl,
+    out: OutUrl,
+    config: Config = None,
+    settings: Set = None,
+    folds: Folds = None,
+    workers: Workers = 1,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Trains one Experiment once a fold, and scores each fold by the training that did not see it."""
+    experiment = Experiment.load(config, parse_overrides(settings or []))
+    from braintum.console import print_crossval
+    from braintum.training.crossval import crossval as run
+    from braintum.training.progress import Progress
+
+    with _stdout_for(as_json), Progress("crossval") as progress:
+        summary = run(experiment, data, out, folds=folds, workers=workers, resume=resume, progress=progress)
+    _show(summary, as_json, print_crossval)
+
+
+@app.command()
+def search(
+    space: Annotated[str, typer.Argument(help="A search space, such as search_spaces/quick.yaml.")],
+    data: DataUrl,
+    out: OutUrl,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials in all; else what the space says.")] = None,
+    folds: Folds = None,
+    settings: Set = None,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Searches the architectures of a space, and cross-validates the winner of each."""
+    from braintum.tuning.space import SearchSpace
+
+    loaded = SearchSpace.load(space, trials=trials, folds=folds, overrides=parse_overrides(settings or []))
+    from braintum.console import print_study
+    from braintum.training.progress import Progress
+    from braintum.tuning.study import search as run
+
+    with _stdout_for(as_json), Progress(loaded.name, total=loaded.trials) as progress:
+        summary = run(loaded, data, out, resume=resume, progress=progress)
+    _show(summary, as_json, print_study)
+
+
+@app.command()
+def report(
+    directory: Annotated[str, typer.Argument(help="Folder of a study, a cross-validation or a run.")],
+    out: Annotated[str | None, typer.Option(help="Folder to write; else `report` inside the directory.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Writes tables, figures and report.html from the result files of a directory."""
+    from braintum.reporting.html import report as write
+
+    with _stdout_for(as_json):
+        page = str(write(directory, out))
+    _show({"report": page}, as_json, lambda shown: print(f"report: {shown['report']}"))
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """Lists the architectures and their options."""
+    from braintum.console import print_models
+
+    experiments = {name: Experiment.load(None, {"model.name": name}) for name in architectures()}
+    listing = {
+        name: {
+            "tasks": sorted(experiment.model.tasks),
+            "options": {
+                field: {"default": getattr(experiment.model, field), "description": info.description or ""}
+                for field, info in model_config_class(name).model_fields.items()
+                if field != "name"
+            },
+        }
+        for name, experiment in experiments.items()
+    }
+    _show(listing, as_json, print_models)
+
+
+@app.command()
+def schema() -> None:
+    """Prints the JSON Schema of an Experiment, for editors and other programs."""
+    print(json.dumps(json_schema(), indent=2))
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="Folder to write; must not exist yet.")] = "out/demo",
+    space: Annotated[str, typer.Option(help="Search space to run.")] = "search_spaces/smoke.yaml",
+) -> None:
+    """The whole path on data it draws itself: ingest, search, cross-validate, report."""
+    if Path(out).exists():
+        raise ConfigError(f"{out} exists; choose another --out")
+    ingest_phantom(f"{out}/phantom")
+    search(space, f"{out}/phantom", f"{out}/study")
+    report(f"{out}/study")
+
+
+@contextlib.contextmanager
+def _stdout_for(as_json: bool) -> Iterator[None]:
+    """With JSON the process's stdout is stderr while a command works, because Ray prints to it too."""
+    if not as_json:
+        yield
+        return
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
+
+
+def _show(result: Summary, as_json: bool, show: Callable[[Summary], None]) -> None:
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        show(result)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line (without the program's name; None: the process's own) and returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        # Not standalone: Typer would print its own several lines, and end the process.
+        code = app(args=given or ["--help"], prog_name="braintum", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except typer.TyperException as error:
+        return _say(f"{error.format_message().rstrip('.')}; see braintum --help", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted; what was saved stays, and the same command with --resume goes on from it", 130)
+    except Exception as error:
+        cause = getattr(error, "cause", None) or error  # what Ray wraps when a task raises it
+        if not type(cause).__module__.startswith("braintum."):
+            raise
+        return _say(str(cause), 2 if isinstance(cause, ValueError) else 1)
+
+
+def _say(message: str, code: int) -> int:
+    print(f"braintum: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,69 @@
+"""Random changes of training slices, in batch and on the device that trains.
+
+Random numbers are drawn per dataset row from (seed, epoch), so that a slice is changed alike whatever batch, worker or
+resumed run it comes in.
+
+Shapes: B batch, C channels, H W height and width, R rows of the table, P draws a row.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from braintum.config import Augment
+
+NUM_DRAWS = 8
+_ORDER, _AUGMENT = 0, 1  # which stream of a (seed, epoch)
+
+
+def _raw(seed: int, epoch: int, stream: int, count: int) -> NDArray[np.uint64]:
+    """64 random bits each. A counter-based generator's raw stream, which numpy promises never to change."""
+    key = np.array([seed, epoch], np.uint64)
+    return np.random.Philox(key=key, counter=np.array([0, 0, 0, stream], np.uint64)).random_raw(count)
+
+
+def shuffled(rows: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """The rows in the order of an epoch: a pure function of (rows, seed, epoch)."""
+    return rows[np.argsort(_raw(seed, epoch, _ORDER, len(rows)), kind="stable")]
+
+
+def augment_draws(num_rows: int, seed: int, epoch: int) -> Tensor:
+    """[R, P] float32, uniform in [0, 1): what `augment_batch` needs, for every row of the table."""
+    uniform = (_raw(seed, epoch, _AUGMENT, num_rows * NUM_DRAWS) >> np.uint64(40)).astype(np.float32) * 2.0**-24
+    return torch.from_numpy(uniform.reshape(num_rows, NUM_DRAWS))
+
+
+def augment_batch(image_BCHW: Tensor, mask_B1HW: Tensor, draws_BP: Tensor, augment: Augment) -> tuple[Tensor, Tensor]:
+    """Changed copies of images in [0, 1] and of float label maps; the inputs are left as they are.
+
+    Flips, rotation, zoom and shift are one resampling (image bilinear, mask nearest, zeros from outside). Then contrast
+    around the slice's mean, brightness, and a cut to [0, 1].
+    """
+    draws_PB = draws_BP.to(image_BCHW.device).unbind(1)
+    flip_x_B = 1 - 2 * (draws_PB[0] < augment.flip_horizontal).float()
+    flip_y_B = 1 - 2 * (draws_PB[1] < augment.flip_vertical).float()
+    spread_PB = [2 * draw_B - 1 for draw_B in draws_PB]
+    if augment.flip_horizontal or augment.flip_vertical or augment.rotate or augment.scale or augment.shift:
+        angle_B = spread_PB[2] * math.radians(augment.rotate)
+        zoom_B = 1 + spread_PB[3] * augment.scale
+        height, width = image_BCHW.shape[2:]
+        cos_B, sin_B = angle_B.cos() / zoom_B, angle_B.sin() / zoom_B
+        # theta maps a pixel of the result to its place in the source, in units of half a side: hence the shape's ratio
+        row_x = [cos_B * flip_x_B, -sin_B * flip_x_B * height / width, spread_PB[4] * 2 * augment.shift]
+        row_y = [sin_B * flip_y_B * width / height, cos_B * flip_y_B, spread_PB[5] * 2 * augment.shift]
+        theta_B23 = torch.stack([torch.stack(row_x, 1), torch.stack(row_y, 1)], 1)
+        grid_BHW2 = F.affine_grid(theta_B23, list(mask_B1HW.shape), align_corners=False)
+        image_BCHW = F.grid_sample(image_BCHW, grid_BHW2, "bilinear", "zeros", align_corners=False)
+        mask_B1HW = F.grid_sample(mask_B1HW, grid_BHW2, "nearest", "zeros", align_corners=False)
+    if augment.brightness or augment.contrast:
+        factor_B111 = (1 + spread_PB[6] * augment.contrast)[:, None, None, None]
+        mean_BC11 = image_BCHW.mean((2, 3), keepdim=True)
+        offset_BC11 = mean_BC11 * (1 - factor_B111) + (spread_PB[7] * augment.brightness)[:, None, None, None]
+        image_BCHW = torch.addcmul(offset_BC11, image_BCHW, factor_B111).clamp_(0, 1)
+    return image_BCHW, mask_B1HW

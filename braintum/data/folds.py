@@ -1,0 +1,177 @@
+"""Who is trained on and who is held out. Pure numpy and scikit-learn; nothing here sees a pixel.
+
+Splits are stratified by label and never cut a group (a case, a source fold, a slice: whatever the dataset says).
+Rows of the source fold "test" are in no fold and in no training part.
+
+Shapes: R rows of the table, G groups, N strata (classes, and one more for rows without label).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+
+from braintum.data.schema import DataError
+from braintum.data.table import SliceTable
+
+TEST = "test"
+DEFAULT_FOLDS = 5
+HELD_OUT_SHARE = 0.2
+
+Rows = NDArray[np.int64]
+
+
+class Split(NamedTuple):
+    """Row indices, ascending. `held_out` is scored once, at the end of a run."""
+
+    train: Rows
+    held_out: Rows
+
+
+def held_out_folds(table: SliceTable, folds: int | None, seed: int) -> dict[str, Rows]:
+    """Fold name → held-out rows.
+
+    The source's folds where it has two or more besides "test" (`folds` then keeps the first that many, by name);
+    else `folds` (default 5) parts named "1", "2", ..., stratified by label and cut by group. Raises DataError for a
+    case or group in two source folds, a fold with no slice of a class, too few groups, or more folds than there are.
+    """
+    if folds is not None and folds < 2:
+        raise DataError(f"folds: {folds}: cross-validation needs 2 or more")
+    _refuse_cut(table, "case", table.case_id_R)
+    source = _source_folds(table)
+    if source:
+        _refuse_cut(table, "group", table.group_R)
+        if folds is not None and folds > len(source):
+            raise DataError(f"folds: {folds}: the data has {len(source)} of its own: {', '.join(source)}")
+        fold_R = np.array([name or "" for name in table.source_fold_R], object)
+        held_out = {name: np.flatnonzero(fold_R == name) for name in list(source)[:folds]}
+    else:
+        rows, count = _not_test(table), folds or DEFAULT_FOLDS
+        groups_R = np.unique(np.array(table.group_R, object)[rows].astype(str), return_inverse=True)[1]
+        if groups_R.max(initial=-1) + 1 < count:
+            raise DataError(f"folds: {count}: the data has only {groups_R.max(initial=-1) + 1} groups; use fewer folds")
+        cutter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
+        smallest = np.bincount(table.label_R[rows] + 1)
+        if smallest[smallest > 0].min() < count:
+            scarce = int(np.flatnonzero((smallest > 0) & (smallest < count))[0]) - 1
+            name = "slices without label" if scarce < 0 else f"slices of class {table.classes[scarce]!r}"
+            raise DataError(f"folds: {count}: too few {name} ({smallest[scarce + 1]}); use fewer folds")
+        parts = cutter.split(rows, table.label_R[rows], groups_R)
+        held_out = {str(k): rows[part] for k, (_, part) in enumerate(parts, start=1)}
+    for name, part in held_out.items():
+        _refuse_missing_class(table, part, f"fold {name}", "choose other classes or folds")
+    return held_out
+
+
+def split(table: SliceTable, fold: str | None, folds: int | None, seed: int) -> Split:
+    """The rows that a run trains on, and those it holds out: one fold of `held_out_folds`, or 20 % without `fold`.
+
+    Raises DataError for an unknown fold (naming the known ones) and as `held_out_folds` does.
+    """
+    rows = _not_test(table)
+    if fold is None:
+        _refuse_cut(table, "case", table.case_id_R)
+        train, held_out = _cut(table, rows, HELD_OUT_SHARE, seed, "the held-out part")
+        return Split(train, held_out)
+    known = held_out_folds(table, folds, seed)
+    if fold not in known:
+        raise DataError(f"fold: {fold!r} is not a fold of the data; known: {', '.join(known)}")
+    train = np.setdiff1d(rows, known[fold])
+    _refuse_missing_class(table, train, f"the training part of fold {fold}", "choose other classes or folds")
+    return Split(train, known[fold])
+
+
+def validation_split(table: SliceTable, train_rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Cuts a training part into rows to fit and rows that choices inside a run may see.
+
+    Stratified and cut by group: about `fraction` of the slices, or a whole fold where groups are folds. Raises
+    DataError where that leaves a part without a class.
+    """
+    return _cut(table, np.sort(train_rows), fraction, seed, "the validation part")
+
+
+def _source_folds(table: SliceTable) -> list[str]:
+    """The source's own folds, in natural order, unless it has only one besides "test" (then: none)."""
+    names = {name for name in table.source_fold_R if name is not None} - {TEST}
+    if len(names) < 2:
+        return []
+    return sorted(names, key=_natural)
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """Sorts "2" before "10", and "fold2" before "fold10"."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _not_test(table: SliceTable) -> Rows:
+    return np.array([row for row, fold in enumerate(table.source_fold_R) if fold != TEST], np.int64)
+
+
+def _cut(table: SliceTable, rows: Rows, fraction: float, seed: int, part_name: str) -> tuple[Rows, Rows]:
+    """(rest, part): whole groups, drawn so that the part holds about `fraction` of every class.
+
+    Groups are visited in a random order and join the part where that brings its shares closer to `fraction`. With a
+    few large groups (folds) that is one whole group.
+    """
+    groups, group_R = np.unique(np.array(table.group_R, object)[rows].astype(str), return_inverse=True)
+    if len(groups) < 2:
+        raise DataError(f"{part_name}: all slices are of one group, so none can be held out; add cases")
+    count_GN = np.zeros((len(groups), len(table.classes) + 1))
+    np.add.at(count_GN, (group_R, table.label_R[rows]), 1)  # no label: -1, the last column
+    share_GN = count_GN[:, count_GN.any(axis=0)]
+    share_GN = share_GN / share_GN.sum(axis=0)
+
+    order = np.random.default_rng(seed).permutation(len(groups))
+    chosen_G = np.zeros(len(groups), bool)
+
+    def distance(chosen_G: NDArray[np.bool_]) -> float:
+        return float(np.abs(share_GN[chosen_G].sum(axis=0) - fraction).sum())
+
+    def with_group(group: int) -> NDArray[np.bool_]:
+        more_G = chosen_G.copy()
+        more_G[group] = True
+        return more_G
+
+    share_N = np.zeros(share_GN.shape[1])
+    for group in order:
+        if np.abs(share_N + share_GN[group] - fraction).sum() < np.abs(share_N - fraction).sum() - 1e-9:
+            chosen_G[group] = True
+            share_N += share_GN[group]
+    if not chosen_G.any():
+        chosen_G = with_group(min(order, key=lambda group: distance(with_group(group))))
+    for stratum in range(share_GN.shape[1]):  # a class of few groups may have been passed over
+        holders = [g for g in order if share_GN[g, stratum] > 0]
+        if len(holders) > 1 and not chosen_G[holders].any():
+            chosen_G = with_group(min(holders, key=lambda group: distance(with_group(group))))
+
+    part, rest = rows[chosen_G[group_R]], rows[~chosen_G[group_R]]
+    labels = np.unique(table.label_R[rows])
+    hint = "each class needs two or more groups on both sides: use more data, fewer classes or another seed"
+    _refuse_missing_class(table, part, part_name, hint, labels)
+    _refuse_missing_class(table, rest, f"what {part_name} leaves to train on", hint, labels)
+    return rest, part
+
+
+def _refuse_cut(table: SliceTable, kind: str, name_R: list[str] | list[str | None]) -> None:
+    fold_of: dict[str, str | None] = {}
+    for name, fold in zip(name_R, table.source_fold_R, strict=True):
+        if name is not None and fold_of.setdefault(name, fold) != fold:
+            raise DataError(
+                f"{kind} {name!r} is in the source folds {fold_of[name]!r} and {fold!r}; "
+                "a fold would leak into another: correct the folds and ingest again"
+            )
+
+
+def _refuse_missing_class(
+    table: SliceTable, rows: Rows, where: str, hint: str, labels: NDArray[np.int64] | None = None
+) -> None:
+    """Labels: the classes that must be there, all of the table's where None (if any slice of it has a label)."""
+    if labels is None:
+        labels = np.arange(len(table.classes)) if (table.label_R >= 0).any() else np.empty(0, np.int64)
+    missing = sorted(set(labels[labels >= 0].tolist()) - set(table.label_R[rows].tolist()))
+    if missing:
+        raise DataError(f"{where} has no slice of class {table.classes[missing[0]]!r}; {hint}")

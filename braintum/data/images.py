@@ -1,0 +1,59 @@
+"""Resizing of images and masks, and the perceptual hash. Numpy and Pillow only.
+
+Shapes: C channels, H W height and width, S the side of a square.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.fft import dctn
+
+
+def _resize_axis(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """One axis at a time: the area's average where it shrinks, bilinear where it grows."""
+    shrinks = size[0] * size[1] < image.size[0] * image.size[1]
+    return image.resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR)
+
+
+def resize_plane(plane_HW: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """An image plane (uint8, uint16 or float32) at another size, in its own dtype."""
+    if plane_HW.shape == (height, width):
+        return plane_HW
+    # Pillow resizes 8-bit and float planes; 16-bit ones go through float
+    image = Image.fromarray(plane_HW if plane_HW.dtype == np.uint8 else plane_HW.astype(np.float32))
+    image = _resize_axis(_resize_axis(image, (width, image.size[1])), (width, height))
+    resized = np.asarray(image)
+    return np.rint(resized).astype(plane_HW.dtype) if plane_HW.dtype == np.uint16 else resized
+
+
+def resize_image(image_CHW: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """An image at another size: averaged by area where it shrinks, bilinear where it grows; dtype kept."""
+    return np.stack([resize_plane(plane_HW, height, width) for plane_HW in image_CHW])
+
+
+def resize_mask(mask_HW: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """A label map at another size: a label where it covers at least half of the pixel; nearest where it grows."""
+    if mask_HW.shape == (height, width):
+        return mask_HW
+    if height * width > mask_HW.size:
+        image = Image.fromarray(mask_HW).resize((width, height), Image.Resampling.NEAREST)
+        return np.asarray(image, np.uint8)
+    resized_HW = np.zeros((height, width), np.uint8)
+    for value in range(int(mask_HW.max()), 0, -1):  # tumour (1) last: it wins a tie of two halves
+        resized_HW[resize_plane((mask_HW == value).astype(np.float32), height, width) >= 0.5] = value
+    return resized_HW
+
+
+def perceptual_hash(image_CHW: NDArray[Any]) -> int:
+    """64 bits that differ in few places between slices that look alike (compare by Hamming distance).
+
+    pHash: the channels' mean at 32×32, its cosine transform, the signs of the 8×8 lowest frequencies around their
+    median. First bit most significant, row by row. Insensitive to brightness, contrast and resolution.
+    """
+    small_SS = resize_plane(image_CHW.mean(axis=0, dtype=np.float32), 32, 32)
+    low_SS = dctn(small_SS, norm="ortho")[:8, :8]
+    return int.from_bytes(np.packbits(low_SS > np.median(low_SS)).tobytes(), "big")

@@ -1,0 +1,100 @@
+"""The slice table: what a dataset's rows and its card hold. Imports neither torch nor Ray.
+
+Shapes: C channels, H W height and width in pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT_VERSION = 1
+CARD = "card.json"
+MASKS = ("tumour", "oedema")
+"""What the values 1, 2 of a mask mean. A dataset names the first one or two in its card."""
+
+
+class DataError(ValueError):
+    """Data that cannot be used: one line that says what is wrong, where, and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One slice on its way into a dataset.
+
+    `image_CHW`: uint8 or uint16. `mask_HW`: uint8 label map (0 background, 1 tumour, 2 oedema) or None where nobody
+    drew one; a healthy slice has an empty mask. `group`: what a split must not cut. `where`: how an error names this
+    row ("manifest.csv line 7").
+    """
+
+    slice_id: str
+    group: str
+    image_CHW: NDArray[np.uint8] | NDArray[np.uint16]
+    mask_HW: NDArray[np.uint8] | None
+    label: str | None
+    case_id: str | None = None
+    source_fold: str | None = None
+    position: float | None = None
+    spacing_yx_mm: tuple[float, float] | None = None
+    where: str = ""
+
+
+class Shard(BaseModel):
+    """One Parquet file of a dataset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    file: str
+    rows: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+    sha256: str
+
+
+class Card(BaseModel):
+    """card.json: what a dataset is. Written last, so that a dataset without one was never finished."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    height: int = Field(ge=1, description="of every slice, pixels")
+    width: int = Field(ge=1, description="of every slice, pixels")
+    channels: int = Field(ge=1)
+    dtype: Literal["uint8", "uint16"]
+    classes: list[str] = Field(description="the labels that occur, sorted")
+    masks: list[str] = Field(description="what the values 1, 2 of a mask mean")
+    num_slices: int
+    num_masks: int = Field(description="slices with a mask, empty ones included")
+    num_cases: int | None = Field(description="None where cases are not known")
+    slices_per_class: dict[str, int]
+    slices_per_fold: dict[str, int] = Field(description="the source's own folds; empty where it has none")
+    provenance: str
+    licence: str | None
+    shards: list[Shard]
+    digest: str = Field(description="SHA-256 over the shards' digests: names the content")
+
+
+def arrow_schema(channels: int, height: int, width: int, dtype: str) -> pa.Schema:
+    """The columns of a shard. `image` holds C,H,W in native order, `mask` H,W uint8; both of fixed size."""
+    itemsize = np.dtype(dtype).itemsize
+    return pa.schema(
+        [
+            pa.field("slice_id", pa.string(), nullable=False),
+            pa.field("case_id", pa.string()),
+            pa.field("group", pa.string(), nullable=False),
+            pa.field("source_fold", pa.string()),
+            pa.field("position", pa.float32()),
+            pa.field("label", pa.string()),
+            pa.field("image", pa.binary(channels * height * width * itemsize), nullable=False),
+            pa.field("mask", pa.binary(height * width)),
+            pa.field("spacing_y_mm", pa.float32()),
+            pa.field("spacing_x_mm", pa.float32()),
+            pa.field("image_sha256", pa.string(), nullable=False),
+            pa.field("perceptual_hash", pa.uint64(), nullable=False),
+        ]
+    )

@@ -1,0 +1,182 @@
+"""A dataset in memory, at the size that is trained on: decoded once, indexed ever after. Imports neither torch nor Ray.
+
+Shapes: R rows of the table, C channels, H W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from braintum.config import Data
+from braintum.data.images import resize_image, resize_mask
+from braintum.data.schema import Card, DataError, Shard
+from braintum.data.shards import read_card, read_shard
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """Rows of a dataset, decoded and resized. The order is the dataset's.
+
+    image_RCHW: uint8 as stored, or float16 in [0, 1] (min-max per slice and channel) for 16-bit sources.
+    mask_RHW: uint8 label map, zero where has_mask_R is false. label_R: int64 index into the classes, -1 for none.
+    low_RC, high_RC: float32, least and greatest value of image_RCHW. spacing_R2: float32, y and x in mm of the
+    original pixels, NaN where unknown.
+    """
+
+    image_RCHW: NDArray[np.uint8] | NDArray[np.float16]
+    mask_RHW: NDArray[np.uint8]
+    has_mask_R: NDArray[np.bool_]
+    label_R: NDArray[np.int64]
+    low_RC: NDArray[np.float32]
+    high_RC: NDArray[np.float32]
+    spacing_R2: NDArray[np.float32]
+    slice_id_R: list[str]
+    case_id_R: list[str | None]
+    group_R: list[str]
+    source_fold_R: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.slice_id_R)
+
+
+@dataclass(frozen=True, eq=False)
+class SliceTable(Slices):
+    """A whole dataset seen through `data` of an Experiment.
+
+    height, width: pixels of the original slices. digest: the dataset's, from its card.
+    """
+
+    classes: tuple[str, ...]
+    masks: tuple[str, ...]
+    height: int
+    width: int
+    digest: str
+
+
+def load_table(url: str, data: Data) -> SliceTable:
+    """Reads a dataset into memory in this process. Raises DataError (no card, damaged shard, unknown label)."""
+    card = read_card(url)
+    index = class_index(card, data, url)
+    return assemble(card, data, url, (decode_shard(url, card, shard, data, index) for shard in card.shards))
+
+
+def class_index(card: Card, data: Data, url: str) -> dict[str, int]:
+    """Label → index of its class. Raises DataError for a label that the dataset does not have."""
+    classes = data.classes if data.classes is not None else {label: (label,) for label in card.classes}
+    index = {label: i for i, labels in enumerate(classes.values()) for label in labels}
+    for label in index:
+        if label not in card.classes:
+            known = ", ".join(card.classes) or "none"
+            raise DataError(f"data.classes: {label!r} is no label of {url}; its labels: {known}")
+    return index
+
+
+def decode_shard(url: str, card: Card, shard: Shard, data: Data, index: dict[str, int]) -> Slices:
+    """The rows of one shard that `data` selects: those whose label is in `index`, and those with a mask alone."""
+    rows = read_shard(url, shard)
+    label_R: list[str | None] = rows["label"].to_pylist()
+    has_mask_R = rows["mask"].is_valid().to_numpy()
+    kept = [i for i, label in enumerate(label_R) if (has_mask_R[i] if label is None else label in index)]
+    images = pixels(rows["image"], (card.channels, card.height, card.width), card.dtype)
+    masks = pixels(rows["mask"], (card.height, card.width), "uint8")
+
+    side = data.image_size
+    image_RCHW = np.empty((len(kept), card.channels, side, side), np.uint8 if card.dtype == "uint8" else np.float16)
+    mask_RHW = np.zeros((len(kept), side, side), np.uint8)
+    for i, row in enumerate(kept):
+        image_CHW = resize_image(images[row], side, side)
+        image_RCHW[i] = image_CHW if card.dtype == "uint8" else _min_max(image_CHW)
+        if has_mask_R[row]:
+            mask_RHW[i] = resize_mask(masks[row], side, side)
+
+    def column(name: str) -> list[Any]:
+        values = rows[name].to_pylist()
+        return [values[row] for row in kept]
+
+    spacing = [[np.nan if mm is None else mm for mm in column(f"spacing_{axis}_mm")] for axis in "yx"]
+    return Slices(
+        image_RCHW=image_RCHW,
+        mask_RHW=mask_RHW,
+        has_mask_R=has_mask_R[kept],
+        label_R=np.array([-1 if label is None else index[label] for label in column("label")], np.int64),
+        low_RC=image_RCHW.min(axis=(2, 3)).astype(np.float32),
+        high_RC=image_RCHW.max(axis=(2, 3)).astype(np.float32),
+        spacing_R2=np.array(spacing, np.float32).T.reshape(-1, 2),
+        slice_id_R=column("slice_id"),
+        case_id_R=column("case_id"),
+        group_R=column("group"),
+        source_fold_R=column("source_fold"),
+    )
+
+
+def assemble(card: Card, data: Data, url: str, parts: Iterable[Slices]) -> SliceTable:
+    """One contiguous table of the shards' rows, in order. Raises DataError when no rows are left."""
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        raise DataError(f"{url}: no slice has one of the labels in data.classes, or a mask")
+    joined: dict[str, Any] = {}
+    for field in fields(Slices):
+        columns = [getattr(part, field.name) for part in parts]
+        is_array = isinstance(columns[0], np.ndarray)
+        joined[field.name] = np.concatenate(columns) if is_array else [value for c in columns for value in c]
+    return SliceTable(
+        **joined,
+        classes=tuple(data.classes if data.classes is not None else card.classes),
+        masks=tuple(card.masks),
+        height=card.height,
+        width=card.width,
+        digest=card.digest,
+    )
+
+
+def read_masks(url: str, slice_ids: Sequence[str]) -> dict[str, NDArray[np.uint8] | None]:
+    """Label maps at the source's own size, None where a slice has none. Raises DataError for an unknown slice."""
+    return {name: mask for name, (mask,) in _read(url, slice_ids, ["mask"]).items()}
+
+
+def read_images(url: str, slice_ids: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Images C,H,W at the source's own size and in its dtype. Raises DataError for an unknown slice."""
+    return {name: image for name, (image,) in _read(url, slice_ids, ["image"]).items()}
+
+
+def _read(url: str, slice_ids: Sequence[str], columns: list[str]) -> dict[str, list[Any]]:
+    card = read_card(url)
+    wanted = set(slice_ids)
+    found: dict[str, list[Any]] = {}
+    shapes = {
+        "image": ((card.channels, card.height, card.width), card.dtype),
+        "mask": ((card.height, card.width), "uint8"),
+    }
+    for shard in card.shards:
+        rows = read_shard(url, shard, ["slice_id", *columns])
+        arrays = [(pixels(rows[name], *shapes[name]), rows[name].is_valid().to_numpy()) for name in columns]
+        for i, slice_id in enumerate(rows["slice_id"].to_pylist()):
+            if slice_id in wanted:
+                found[slice_id] = [values[i].copy() if valid[i] else None for values, valid in arrays]
+    missing = wanted - set(found)
+    if missing:
+        raise DataError(f"{url}: no slice {min(missing)!r}; are these results of another dataset?")
+    return {slice_id: found[slice_id] for slice_id in slice_ids}
+
+
+def pixels(column: pa.ChunkedArray, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """A fixed-size binary column as an array [rows, *shape], without copying; nulls hold anything."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # pyarrow keeps chunks that would not fit one array
+        return np.concatenate([pixels(pa.chunked_array([chunk]), shape, dtype) for chunk in array.chunks])
+    count = len(array) * int(np.prod(shape))
+    start = array.offset * int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer(array.buffers()[1], dtype, count, start).reshape(len(array), *shape)
+
+
+def _min_max(image_CHW: NDArray[np.uint16]) -> NDArray[np.float16]:
+    """Each channel to [0, 1] before it is cut to 11 bits; a constant one to 0."""
+    low, high = (f(image_CHW, axis=(1, 2), keepdims=True).astype(np.float32) for f in (np.min, np.max))
+    scaled: NDArray[np.float16] = ((image_CHW - low) / np.maximum(high - low, 1)).astype(np.float16)
+    return scaled

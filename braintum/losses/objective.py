@@ -1,0 +1,111 @@
+"""What training minimises: the tasks' terms and their weighted sum. B batch, K mask channels, H W, N classes.
+
+Terms are sums over the rows at hand divided by counts over the whole global batch. So the terms of several workers
+add up to the term of one worker that holds all rows; a worker under DDP, which averages gradients, multiplies its
+total by the number of workers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from braintum.config import Loss
+from braintum.losses import segmentation
+from braintum.losses.classification import cross_entropy_sum
+from braintum.models.output import Output
+
+_SEGMENTATION = {
+    "bce_dice": segmentation.bce_dice,
+    "dice_ce": segmentation.dice_ce,
+    "dice": segmentation.dice,
+}
+
+
+class Targets(Protocol):
+    """What of a batch the objective reads."""
+
+    @property
+    def mask_BKHW(self) -> Tensor:
+        """float32, 0 or 1; anything where a row has no mask."""
+
+    @property
+    def has_mask_B(self) -> Tensor:
+        """bool."""
+
+    @property
+    def label_B(self) -> Tensor:
+        """int64, −1 for none."""
+
+    @property
+    def global_label_B(self) -> Tensor:
+        """The labels of the global batch, all workers' rows."""
+
+    @property
+    def num_masks(self) -> int:
+        """Rows of the global batch that have a mask."""
+
+    @property
+    def num_labels(self) -> int:
+        """Rows of the global batch that have a label."""
+
+
+class Terms(NamedTuple):
+    """`total` to differentiate; the others unweighted and detached, None for a task that the model does not have."""
+
+    total: Tensor
+    segmentation: Tensor | None
+    classification: Tensor | None
+
+
+class Objective(nn.Module):
+    """loss.segmentation_weight × segmentation + loss.classification_weight × classification, in float32.
+
+    `aux` outputs add their weight × the same sum. A row without mask or label adds nothing to that task; a task
+    without any target in the batch is a zero that is connected to the graph, so that every parameter has a gradient.
+
+    `class_weight_N` (see `balanced_class_weights`) must be given if, and only if, loss.class_weights is not "none".
+    """
+
+    class_weight_N: Tensor | None
+
+    def __init__(self, loss: Loss, class_weight_N: Tensor | None = None) -> None:
+        super().__init__()
+        if (class_weight_N is None) != (loss.class_weights == "none"):
+            raise ValueError(f"loss.class_weights is {loss.class_weights!r}, so class_weight_N must "
+                             f"{'not ' if class_weight_N is not None else ''}be given")  # fmt: skip
+        self.loss = loss
+        self.register_buffer("class_weight_N", class_weight_N, persistent=False)
+
+    def forward(self, output: Output, targets: Targets) -> Terms:
+        total, masks, labels = None, None, None
+        if output.mask_logits_BKHW is not None:
+            masks = self._segmentation(output.mask_logits_BKHW, targets)
+            total = self.loss.segmentation_weight * masks
+        if output.class_logits_BN is not None:
+            labels = self._classification(output.class_logits_BN, targets)
+            weighted = self.loss.classification_weight * labels
+            total = weighted if total is None else total + weighted
+        if total is None:
+            raise ValueError("an Output needs mask logits or class logits")
+        for weight, auxiliary in output.aux:
+            total = total + weight * self(auxiliary, targets).total
+        return Terms(
+            total,
+            None if masks is None else masks.detach(),
+            None if labels is None else labels.detach(),
+        )
+
+    def _segmentation(self, logits_BKHW: Tensor, targets: Targets) -> Tensor:
+        loss_B = _SEGMENTATION[self.loss.segmentation](logits_BKHW.float(), targets.mask_BKHW)
+        return loss_B.where(targets.has_mask_B, 0.0).sum() / max(targets.num_masks, 1)
+
+    def _classification(self, logits_BN: Tensor, targets: Targets) -> Tensor:
+        loss = cross_entropy_sum(logits_BN.float(), targets.label_B, self.class_weight_N, self.loss.label_smoothing)
+        if self.class_weight_N is None:
+            return loss / max(targets.num_labels, 1)
+        label = targets.global_label_B
+        weight = self.class_weight_N[label.clamp(min=0)].where(label >= 0, 0.0).sum()
+        # Weights are positive: the sum is zero only when there is no label, and then the loss is zero as well.
+        return loss / weight.clamp(min=self.class_weight_N.min())

@@ -1,0 +1,148 @@
+"""Blocks that the U-Net and the classifier are made of.
+
+B batch, C channels, H W; `coarse` is a feature map of the next stage down: twice the channels, half the side.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Norm = Literal["batch", "instance", "group"]
+
+
+def make_norm(norm: Norm, channels: int) -> nn.Module:
+    """An affine norm. `group` has 8 groups, or the largest power of two below that divides the channels.
+
+    `instance` is a group norm of one channel a group: the same numbers and weights as InstanceNorm2d, which copies
+    each map into another layout and back in channels_last, and repeats its weights for every slice.
+    """
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(channels if norm == "instance" else math.gcd(8, channels), channels)
+
+
+class ConvBlock(nn.Sequential):
+    """(3×3 convolution, norm, ReLU) twice; height and width are kept. The norm makes a convolution bias idle."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+            make_norm(norm, out_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            make_norm(norm, out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+
+class Encoder(nn.Module):
+    """`depth` + 1 stages with max-pooling between them: `width`, 2 `width`, ... channels.
+
+    Returns the feature maps of all stages, finest first; the last is the bottleneck.
+    """
+
+    def __init__(self, in_channels: int, width: int, depth: int, norm: Norm) -> None:
+        super().__init__()
+        self.channels = [width * 2**stage for stage in range(depth + 1)]
+        self.stages = nn.ModuleList(
+            ConvBlock(c_in, c_out, norm)
+            for c_in, c_out in zip([in_channels, *self.channels], self.channels, strict=False)
+        )
+
+    def forward(self, image_BCHW: Tensor) -> list[Tensor]:
+        features = [self.stages[0](image_BCHW)]
+        for stage in self.stages[1:]:
+            features.append(stage(F.max_pool2d(features[-1], 2)))
+        return features
+
+
+class AttentionGate(nn.Module):
+    """Additive attention gate (Oktay et al. 2018, "Attention U-Net", eq. 1 and 2).
+
+    As in the paper the skip is sampled down to the grid of the gating signal (their code: a 2×2 convolution of
+    stride 2), and the coefficients in (0, 1) are interpolated back up. `share`: inner channels as a share of the
+    skip's, 0.5 when None.
+    """
+
+    def __init__(self, channels: int, share: float | None) -> None:
+        super().__init__()
+        inner = max(1, round(channels * (0.5 if share is None else share)))
+        self.skip = nn.Conv2d(channels, inner, 2, stride=2, bias=False)
+        self.gate = nn.Conv2d(2 * channels, inner, 1)
+        self.coefficient = nn.Conv2d(inner, 1, 1)
+
+    def forward(self, skip_BCHW: Tensor, coarse_BCHW: Tensor) -> Tensor:
+        joint = F.relu(self.skip(skip_BCHW) + self.gate(coarse_BCHW), inplace=True)
+        attention_B1HW = torch.sigmoid(self.coefficient(joint))
+        return skip_BCHW * F.interpolate(attention_B1HW, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def _bottleneck(channels: int, share: float | None) -> int:
+    """Inner units of a channel attention: the papers' sixteenth when `share` is None, but no fewer than 8.
+
+    All of few ReLUs can be dead from the start (channel means hardly differ from slice to slice), and stay so.
+    """
+    return max(8, channels // 16) if share is None else max(1, round(channels * share))
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales each channel by what all channels' means say (Hu et al. 2018, section 3). `coarse` is not looked at."""
+
+    def __init__(self, channels: int, share: float | None) -> None:
+        super().__init__()
+        inner = _bottleneck(channels, share)
+        self.scale = nn.Sequential(
+            nn.Linear(channels, inner), nn.ReLU(inplace=True), nn.Linear(inner, channels), nn.Sigmoid()
+        )
+
+    def forward(self, skip_BCHW: Tensor, coarse_BCHW: Tensor) -> Tensor:
+        scale_BC: Tensor = self.scale(skip_BCHW.mean((2, 3)))
+        return skip_BCHW * scale_BC[:, :, None, None]
+
+
+class CBAM(nn.Module):
+    """Channel, then spatial attention (Woo et al. 2018, eq. 1 to 3). `coarse` is not looked at."""
+
+    def __init__(self, channels: int, share: float | None) -> None:
+        super().__init__()
+        inner = _bottleneck(channels, share)
+        self.channel = nn.Sequential(nn.Linear(channels, inner), nn.ReLU(inplace=True), nn.Linear(inner, channels))
+        self.spatial = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def forward(self, skip_BCHW: Tensor, coarse_BCHW: Tensor) -> Tensor:
+        scale_BC = torch.sigmoid(self.channel(skip_BCHW.mean((2, 3))) + self.channel(skip_BCHW.amax((2, 3))))
+        skip_BCHW = skip_BCHW * scale_BC[:, :, None, None]
+        pooled_B2HW = torch.cat([skip_BCHW.mean(1, keepdim=True), skip_BCHW.amax(1, keepdim=True)], 1)
+        return skip_BCHW * torch.sigmoid(self.spatial(pooled_B2HW))
+
+
+ATTENTION: dict[str, type[AttentionGate | SqueezeExcitation | CBAM]] = {
+    "gate": AttentionGate,
+    "se": SqueezeExcitation,
+    "cbam": CBAM,
+}
+
+
+def initialise(network: nn.Module) -> None:
+    """Keeps the variance of activations (He et al. 2015); biases zero.
+
+    3×3 convolutions stand before a ReLU (gain 2); everything else has gain 1. A transposed 2×2 convolution of
+    stride 2 has one tap per input channel and output pixel.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.ConvTranspose2d):
+            nn.init.normal_(module.weight, std=module.in_channels**-0.5)
+        elif isinstance(module, nn.Conv2d):
+            followed_by_relu = module.kernel_size == (3, 3)
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu" if followed_by_relu else "linear")
+        elif isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,63 @@
+"""How figures look, and how one is drawn: as SVG (for the page) and PNG (for papers)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from braintum.reporting.results import Results
+
+COLOURS = ("#35618f", "#c0763a", "#4f8a62", "#846a9e", "#a85c66", "#6b7480", "#9a8a3c", "#3f8f95")
+INK, MUTED, FAINT = "#1f2933", "#66717d", "#dfe3e8"
+STYLE: Any = {  # Any: matplotlib's type is a literal of all its settings
+
+    "font.family": "sans-serif", "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"],
+    "font.size": 9, "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.labelsize": 9, "axes.edgecolor": "#aeb6bf", "axes.labelcolor": MUTED, "axes.titlecolor": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
+    "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
+    "grid.color": FAINT, "grid.linewidth": 0.7, "legend.frameon": False, "legend.fontsize": 8.5,
+    "lines.linewidth": 1.4, "svg.fonttype": "none", "figure.facecolor": "white",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure, as text of an <svg> element and as a PNG of 200 dpi."""
+
+    name: str
+    title: str
+    note: str
+    svg: str
+    png: bytes
+
+
+def draw(name: str, title: str, note: str, size: tuple[float, float], paint: Callable[[Canvas], None]) -> Figure:
+    """Draws with the report's style; `size` in inches. The same input gives the same bytes."""
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        canvas = Canvas(figsize=size, layout="constrained")
+        paint(canvas)
+        svg, png = io.StringIO(), io.BytesIO()
+        canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        canvas.set_layout_engine("none")  # laid out once: it costs more than the drawing
+        canvas.savefig(png, format="png", dpi=200, metadata={"Software": None})
+    text = svg.getvalue()
+    return Figure(name, title, note, text[text.index("<svg") :], png.getvalue())
+
+
+def colour_of(results: Results) -> dict[str, str]:
+    """A colour for each architecture, the same in every figure."""
+    names = [entry.name for entry in results.entries]
+    names += sorted({t.architecture for t in results.study.trials} - set(names)) if results.study else []
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+
+
+def panels(canvas: Canvas, count: int) -> list[Axes]:
+    """Axes side by side."""
+    return list(canvas.subplots(1, count, squeeze=False)[0])

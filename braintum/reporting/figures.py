@@ -1,0 +1,160 @@
+"""Figures of what configurations score on held-out slices, and of how they trained."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
+
+from braintum.evaluation.metrics import FloatArray
+from braintum.evaluation.summary import Scores
+from braintum.reporting.canvas import INK, Figure, colour_of, draw, panels
+from braintum.reporting.results import Entry, Results
+from braintum.reporting.tables import LABELS
+
+
+def fold_scores(results: Results) -> Figure | None:
+    """Every fold of every architecture, and their mean; None with a single fold."""
+    if not results.entries or max(len(e.summary["folds"]) for e in results.entries) < 2:
+        return None
+    wanted = ("dice", "iou", "accuracy", "macro_f1")
+    metrics = [m for m in wanted if any(m in e.summary["over_folds"] for e in results.entries)]
+    colours = colour_of(results)
+
+    def paint(canvas: Canvas) -> None:
+        for axes, metric in zip(panels(canvas, len(metrics)), metrics, strict=True):
+            entries = [entry for entry in reversed(results.entries) if metric in entry.summary["over_folds"]]
+            for y, entry in enumerate(entries):
+                values = [v[metric] for v in entry.summary["folds"].values() if metric in v]
+                axes.plot(values, [y] * len(values), "o", ms=5, color=colours[entry.name], alpha=0.55, mew=0)
+                axes.plot([entry.summary["over_folds"][metric]["mean"]] * 2, [y - 0.28, y + 0.28],
+                          color=colours[entry.name], lw=2.2)  # fmt: skip
+            axes.set_yticks(range(len(entries)), [entry.name for entry in entries])
+            axes.set_ylim(-0.6, len(entries) - 0.4)
+            axes.set_title(LABELS[metric])
+            axes.grid(axis="x")
+            axes.tick_params(axis="y", length=0)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+
+    note = "A dot is a fold, the bar is the mean over folds."
+    height = 1.0 + 0.32 * len(results.entries)
+    return draw("fold_scores", "Folds", note, (2.7 * len(metrics), height), paint)
+
+
+def dice_by_class(results: Results) -> Figure | None:
+    """Where Dice on tumour slices lies, by class."""
+    colours = colour_of(results)
+    found: list[tuple[Entry, dict[str, FloatArray]]] = []
+    for entry in results.entries:
+        scores = Scores.of(entry.predictions)
+        dice_R = scores.per_slice()["dice"]
+        names = np.array([*scores.classes, "unlabelled"], dtype=object)[scores.label_R]
+        known_R = ~np.isnan(dice_R)
+        groups = {name: dice_R[known_R & (names == name)] for name in [*scores.classes, "unlabelled"]}
+        groups = {name: values for name, values in groups.items() if len(values)}
+        if groups:
+            found.append((entry, groups))
+    if not found:
+        return None
+    shown = list(dict.fromkeys(name for _, groups in found for name in groups))
+
+    def paint(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        width = 0.8 / len(found)
+        for i, (entry, groups) in enumerate(found):
+            at = [shown.index(name) + (i - (len(found) - 1) / 2) * width for name in groups]
+            boxes = axes.boxplot(
+                list(groups.values()), positions=at, widths=width * 0.72, patch_artist=True, manage_ticks=False,
+                flierprops={"marker": ".", "ms": 2.5, "mfc": colours[entry.name], "mec": "none", "alpha": 0.45},
+                medianprops={"color": "white", "lw": 1.6}, capprops={"lw": 0},
+                whiskerprops={"color": colours[entry.name], "lw": 1},
+            )  # fmt: skip
+            for box in boxes["boxes"]:
+                box.set(facecolor=colours[entry.name], edgecolor="none", alpha=0.9)
+            axes.plot([], [], "s", color=colours[entry.name], label=entry.name)
+        axes.set_xticks(range(len(shown)), shown)
+        axes.tick_params(axis="x", length=0)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_ylabel("Dice")
+        axes.grid(axis="y")
+        if len(found) > 1:
+            canvas.legend(loc="outside upper left", ncols=len(found), handletextpad=0.2)
+
+    note = "Slices with tumour. Box: quartiles and median; whiskers: 1.5 interquartile ranges; dots: slices beyond."
+    return draw("dice_by_class", "Dice by class", note, (8, 3.1), paint)
+
+
+def confusion(results: Results) -> Figure | None:
+    """Confusion matrices, rows of true classes in percent, with counts."""
+    entries = [entry for entry in results.entries if entry.summary["confusion"]]
+    if not entries:
+        return None
+    most = max(len(entry.summary["confusion"]["labels"]) for entry in entries)
+
+    def paint(canvas: Canvas) -> None:
+        for axes, entry in zip(panels(canvas, len(entries)), entries, strict=True):
+            labels = entry.summary["confusion"]["labels"]
+            counts = np.array(entry.summary["confusion"]["counts"])
+            share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            axes.imshow(share, cmap=_tint(colour_of(results)[entry.name]), vmin=0, vmax=1)
+            for (i, j), value in np.ndenumerate(share):
+                ink = "white" if value > 0.55 else INK
+                axes.text(j, i - 0.08, f"{100 * value:.0f} %", ha="center", va="center", color=ink, size=9)
+                axes.text(j, i + 0.24, f"{counts[i, j]}", ha="center", va="center", color=ink, size=7, alpha=0.75)
+            axes.set_xticks(range(len(labels)), labels, rotation=25, ha="right", rotation_mode="anchor")
+            axes.set_yticks(range(len(labels)), labels)
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+            axes.set(title=entry.name, xlabel="predicted", ylabel="true")
+
+    size = 0.85 * most + 1.3
+    note = "Percent of each true class, and numbers of slices, over all held-out folds."
+    return draw("confusion", "Confusion", note, (size * len(entries), size), paint)
+
+
+def training_curves(results: Results) -> list[Figure]:
+    """Losses and, where a validation part was cut off, its scores: a figure per architecture."""
+    return [figure for entry in results.entries if (figure := _training(entry, colour_of(results)[entry.name]))]
+
+
+def _training(entry: Entry, colour: str) -> Figure | None:
+    names = entry.history.schema.names
+    shown = {
+        "Training loss": [
+            n for n in ("train_loss", "train_segmentation_loss", "train_classification_loss") if n in names
+        ],
+        "Validation part": [n for n in ("validation_dice", "validation_macro_f1") if n in names],
+        "Learning rate": [n for n in ("lr",) if n in names],
+    }
+    shown = {title: columns for title, columns in shown.items() if columns}
+    if len(shown.get("Training loss", [])) == 2:
+        shown["Training loss"] = ["train_loss"]  # one task: its term is the whole
+    if not shown or not len(entry.history):
+        return None
+    rows = entry.history.to_pylist()
+    folds = list(dict.fromkeys(row["fold"] for row in rows))
+    styles = ("-", "--", ":")
+
+    def paint(canvas: Canvas) -> None:
+        for axes, (title, columns) in zip(panels(canvas, len(shown)), shown.items(), strict=True):
+            for column, style in zip(columns, styles, strict=False):
+                for fold in folds:
+                    of_fold = [row for row in rows if row["fold"] == fold and row[column] is not None]
+                    axes.plot([r["epoch"] for r in of_fold], [r[column] for r in of_fold], style, color=colour,
+                              lw=1.1, alpha=0.8 if len(folds) == 1 else 0.5)  # fmt: skip
+                short = column.removeprefix("train_").removeprefix("validation_").replace("_loss", "")
+                axes.plot([], [], style, color=colour, label={"loss": "total"}.get(short, LABELS.get(short, short)))
+            axes.set(title=title, xlabel="epoch")
+            axes.grid(axis="y")
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.set_ylim(bottom=0)
+            if len(columns) > 1:
+                axes.legend(handlelength=1.8)
+
+    note = "One line a fold." if len(folds) > 1 else ""
+    return draw(f"training_{entry.name}", entry.name, note, (2.9 * len(shown), 2.3), paint)
+
+
+def _tint(colour: str) -> matplotlib.colors.Colormap:
+    return matplotlib.colors.LinearSegmentedColormap.from_list("tint", ["#f6f7f9", colour])

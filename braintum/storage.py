@@ -1,0 +1,80 @@
+"""Files at any fsspec URL (a local path, `s3://…`): whole files, written so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import uuid
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def resolve(url: str) -> str:
+    """A local path made absolute (a worker's working directory is another one); other URLs unchanged."""
+    return url if "://" in url else os.path.abspath(url)
+
+
+def join(url: str, *parts: str) -> str:
+    """`url` with path parts appended."""
+    return "/".join([url.rstrip("/"), *parts])
+
+
+def exists(url: str) -> bool:
+    filesystem, path = fsspec.core.url_to_fs(url)
+    filesystem.invalidate_cache()
+    return bool(filesystem.exists(path))
+
+
+def read_bytes(url: str) -> bytes:
+    """Raises FileNotFoundError."""
+    filesystem, path = fsspec.core.url_to_fs(url)
+    return bytes(filesystem.cat_file(path))
+
+
+def write_bytes(url: str, content: bytes) -> None:
+    """Writes a whole file atomically: local files are renamed into place, object stores put them at once."""
+    filesystem, path = fsspec.core.url_to_fs(url)
+    if "://" in url and not url.startswith("file://"):
+        filesystem.pipe_file(path, content)
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}.part"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def remove(url: str) -> None:
+    """Removes a file or folder, if it is there."""
+    filesystem, path = fsspec.core.url_to_fs(url)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
+
+
+def read_json(url: str) -> Any:
+    return json.loads(read_bytes(url))
+
+
+def write_json(url: str, value: Any) -> None:
+    write_bytes(url, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_table(url: str) -> pa.Table:
+    return pq.read_table(io.BytesIO(read_bytes(url)))
+
+
+def write_table(url: str, table: pa.Table) -> None:
+    """Writes a Parquet file (zstd)."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_bytes(url, buffer.getvalue())

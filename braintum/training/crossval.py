@@ -1,0 +1,129 @@
+"""Cross-validation: one run for every fold, side by side where the cluster has room.
+
+    OUT/experiment.json  fold-<name>/ (a run each)  history.parquet  predictions.parquet  summary.json
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+
+from braintum import storage
+from braintum.config import ConfigError, Experiment
+from braintum.data.folds import held_out_folds
+from braintum.data.shared import share_table
+from braintum.data.table import SliceTable
+from braintum.evaluation.summary import summarise
+from braintum.training.progress import Progress
+from braintum.training.run import RunSpec, about_run, prepare_out, run
+from braintum.training.worker import (
+    MAX_FAILURES,
+    Mailbox,
+    connect,
+    cpus_per_worker,
+    gpus_for,
+    shown,
+    show_epoch,
+    train_on_workers,
+)
+
+
+def crossval(
+    experiment: Experiment,
+    data_url: str,
+    out: str,
+    *,
+    folds: int | None = None,
+    workers: int = 1,
+    resume: bool = False,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Trains one run a fold and returns the cross-validation's summary.
+
+    With one worker a run, folds train side by side, one GPU (or an equal share of the cores) each; with more, one
+    after another. Finished folds are read, not trained again.
+    """
+    connect()
+    whole = RunSpec.of(experiment, data_url, out, None, folds)
+    if experiment.training.batch_size < workers:
+        raise ConfigError(f"training.batch_size: {experiment.training.batch_size} is less than --workers {workers}")
+    table_ref = share_table(whole.data_url, experiment.data)
+    table: SliceTable = ray.get(table_ref)
+    names = list(held_out_folds(table, folds, seed=0))
+    prepare_out(whole.out, about_run(whole, table.digest), resume=resume)
+    specs = [
+        RunSpec.of(experiment, data_url, storage.join(whole.out, f"fold-{name}"), name, folds) for name in names
+    ]
+    if not storage.exists(storage.join(whole.out, "summary.json")):
+        _train_folds(specs, table_ref, table.digest, workers, progress)
+        _gather(whole, specs)
+    summary: dict[str, Any] = storage.read_json(storage.join(whole.out, "summary.json"))
+    return summary
+
+
+def _train_folds(
+    specs: list[RunSpec], table_ref: ray.ObjectRef[SliceTable], digest: str, workers: int, progress: Progress
+) -> None:
+    experiment = Experiment.from_dict(specs[0].experiment)
+    todo = {}
+    for spec in specs:
+        name = f"fold {spec.fold}"
+        done = storage.exists(storage.join(spec.out, "summary.json"))
+        progress.update(
+            name, what=experiment.model.name, state="complete" if done else "waiting", epochs=experiment.training.epochs
+        )
+        if not done:
+            prepare_out(spec.out, about_run(spec, digest), resume=True)
+            todo[name] = spec
+    mailbox = Mailbox()
+    with shown(mailbox, progress):
+        if workers > 1:
+            for name, spec in todo.items():
+                train_on_workers(spec, table_ref, workers, mailbox, name)
+                progress.update(name, state="complete")
+            return
+        gpus, cpus = gpus_for(experiment), cpus_per_worker(len(specs))
+        task = _run_fold.options(num_gpus=gpus, num_cpus=1 if gpus else cpus)
+        running = {task.remote(spec, table_ref, mailbox, name, cpus): name for name, spec in todo.items()}
+        try:
+            while running:
+                ready, _ = ray.wait(list(running), num_returns=1)
+                name = running.pop(ready[0])
+                ray.get(ready[0])
+                progress.update(name, state="complete")
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+
+@ray.remote(max_retries=MAX_FAILURES)
+def _run_fold(spec: RunSpec, table: SliceTable, mailbox: Mailbox, name: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    epochs = Experiment.from_dict(spec.experiment).training.epochs
+    for metrics in run(spec, table):
+        show_epoch(mailbox, name, spec, metrics, epochs)
+
+
+def _gather(whole: RunSpec, specs: list[RunSpec]) -> None:
+    """Puts the folds' tables together and summarises them."""
+    tables = {
+        file: pa.concat_tables(
+            [storage.read_table(storage.join(spec.out, file)) for spec in specs], promote_options="default"
+        )
+        for file in ("history.parquet", "predictions.parquet")
+    }
+    runs = [storage.read_json(storage.join(spec.out, "summary.json")) for spec in specs]
+    for file, table in tables.items():
+        storage.write_table(storage.join(whole.out, file), table)
+    summary = {
+        "experiment": runs[0]["experiment"],
+        "architecture": runs[0]["architecture"],
+        **summarise(tables["predictions.parquet"]),
+        "seconds": sum(run["seconds"] for run in runs),
+        "slices_per_second": sum(run["slices_per_second"] for run in runs) / len(runs),
+        "data": runs[0]["data"],
+    }
+    storage.write_json(storage.join(whole.out, "summary.json"), summary)

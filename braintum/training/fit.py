@@ -1,0 +1,261 @@
+"""The training loop: plain torch, one epoch at a time.
+
+`Fit` sees only training slices. What it must choose on the way (best epoch, early stopping, plateau) it chooses on a
+validation part that it cuts out of them. It yields one metrics dict per epoch and can be saved and loaded between
+epochs; whoever drives it (a plain loop, a Ray Train worker, a Tune trial) decides about reports and checkpoints.
+
+B batch, C channels, H W, K mask channels, N classes, R rows of the table.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from braintum.config import Experiment
+from braintum.data.batches import Batch, Batches
+from braintum.data.folds import validation_split
+from braintum.data.table import SliceTable
+from braintum.evaluation.predict import selection_metrics, slice_scores
+from braintum.losses.classification import balanced_class_weights
+from braintum.losses.objective import Objective
+from braintum.training.device import autocast_dtype, pick_device
+from braintum.training.optim import LearningRate, build_optimizer
+
+SCORE = {"dice": 0.5, "macro_f1": 0.5}
+"""Weights of the validation score: Dice on tumour slices and macro F1, of the tasks that the model has."""
+
+
+class Diverged(ArithmeticError):
+    """The loss became NaN or infinite; the message names epoch and step."""
+
+
+def score(metrics: dict[str, float], weights: dict[str, float]) -> float:
+    """Weighted mean of those metrics that the model has."""
+    present = {name: weight for name, weight in weights.items() if name in metrics}
+    if not present:
+        raise ValueError(f"score: none of {', '.join(weights)} is a metric of this model: {', '.join(metrics)}")
+    return sum(metrics[name] * weight for name, weight in present.items()) / sum(present.values())
+
+
+class Fit:
+    """One training of an Experiment on `train_rows` of a table; iterate it for one metrics dict per epoch.
+
+    With `world_size` > 1 a torch.distributed process group must exist; every rank iterates equally often and gets
+    the same metrics. Metrics: `epoch` (from 1), `lr`, `train_loss`, `train_segmentation_loss`,
+    `train_classification_loss`, `seconds`, `slices_per_second`, and, where a validation part is needed,
+    `validation_score` and `validation_<metric>`.
+    """
+
+    def __init__(
+        self, experiment: Experiment, table: SliceTable, train_rows: np.ndarray, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        training = experiment.training
+        self.experiment, self.table = experiment, table
+        self.rank, self.world_size = rank, world_size
+        self.device = pick_device(training)
+        self.autocast_dtype = autocast_dtype(training, self.device)
+        self._fit_rows, self._validation_rows = train_rows, np.empty(0, dtype=np.int64)
+        if experiment.needs_validation:
+            self._fit_rows, self._validation_rows = validation_split(
+                table, train_rows, experiment.data.validation, training.seed
+            )
+        self._batches = Batches(
+            table,
+            self._fit_rows,
+            batch_size=training.batch_size,
+            seed=training.seed,
+            augment=experiment.augment,
+            rank=rank,
+            world_size=world_size,
+            device=self.device,
+        )
+        self.model = build_model(experiment, table).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network = self._distribute(self.model)
+        self._average = copy.deepcopy(self.model) if training.weights == "average" else None
+        weights_N = None
+        if experiment.loss.class_weights == "balanced":
+            weights_N = balanced_class_weights(table.label_R[self._fit_rows], len(table.classes)).to(self.device)
+        self._objective = Objective(experiment.loss, weights_N)
+        self._optimizer = build_optimizer(self.model.parameters(), experiment.optim)
+        self._lr = LearningRate(
+            self._optimizer,
+            experiment.schedule,
+            epochs=training.epochs,
+            steps_per_epoch=self._batches.num_steps,
+        )
+        self.epoch = 0
+        self._steps = 0
+        self.best_epoch = 0
+        self.best_score = -np.inf
+        self.best_state: dict[str, Tensor] | None = None
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last epoch is done or early stopping has struck."""
+        training = self.experiment.training
+        patience = training.early_stopping
+        stopped = patience is not None and self.epoch - self.best_epoch >= patience
+        return self.epoch >= training.epochs or stopped
+
+    def __iter__(self) -> Iterator[dict[str, float]]:
+        while not self.finished:
+            yield self.run_epoch()
+
+    def run_epoch(self) -> dict[str, float]:
+        """Trains one epoch and returns its metrics. Raises Diverged."""
+        start = time.perf_counter()
+        lr = self._lr.value
+        losses = self._train()
+        seconds = time.perf_counter() - start
+        self.epoch += 1
+        metrics = {"epoch": self.epoch, "lr": lr, **losses}
+        if len(self._validation_rows):
+            metrics.update(self._validate())
+        self._lr.after_epoch(metrics.get("validation_score"))
+        metrics["slices_per_second"] = len(self._fit_rows) / seconds
+        metrics["seconds"] = time.perf_counter() - start
+        self.history.append(metrics)
+        return metrics
+
+    def score_rows(self, rows: np.ndarray) -> dict[str, float]:
+        """Metrics on `rows` at training resolution by the weights that would be kept now (current or averaged)."""
+        share = rows[self.rank :: self.world_size]
+        scores = slice_scores(
+            self._average or self.model, self.table, share, device=self.device, autocast_dtype=self.autocast_dtype
+        )
+        if self.world_size > 1:
+            shares: list[Any] = [None] * self.world_size
+            dist.all_gather_object(shares, scores)
+            scores = {name: np.concatenate([s[name] for s in shares]) for name in scores}
+        return selection_metrics(scores, self.table.classes)
+
+    def kept_weights(self) -> dict[str, Tensor]:
+        """The state dict of the weights that this run keeps: best, last or averaged."""
+        if self.best_state is not None:
+            return self.best_state
+        return (self._average or self.model).state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that resuming needs, in types that `torch.load(weights_only=True)` reads."""
+        return {
+            "experiment": self.experiment.digest,
+            "epoch": self.epoch,
+            "steps": self._steps,
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "lr": self._lr.state_dict(),
+            "average": self._average.state_dict() if self._average else None,
+            "best_epoch": self.best_epoch,
+            "best_score": float(self.best_score),
+            "best_state": self.best_state,
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state. Raises ValueError if it belongs to another Experiment."""
+        if state["experiment"] != self.experiment.digest:
+            raise ValueError(
+                f"the saved state belongs to experiment {state['experiment']}, not {self.experiment.digest}: "
+                "choose another --out, or use the settings it was started with"
+            )
+        self.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._lr.load_state_dict(state["lr"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        self.epoch, self._steps = state["epoch"], state["steps"]
+        self.best_epoch, self.best_score = state["best_epoch"], state["best_score"]
+        self.best_state, self.history = state["best_state"], state["history"]
+
+    @property
+    def _term_names(self) -> list[str]:
+        tasks = [task for task in ("segmentation", "classification") if task in self.experiment.model.tasks]
+        return ["train_loss", *(f"train_{task}_loss" for task in tasks)]
+
+    def _train(self) -> dict[str, float]:
+        """One pass over the batches; the epoch's mean losses over all workers."""
+        # Dropout is a pure function of (seed, epoch, rank), so that a resumed run repeats it.
+        torch.manual_seed((self.experiment.training.seed * 1_000_003 + self.epoch) * 1_009 + self.rank)
+        self._network.train()
+        terms = []
+        for batch in self._batches.epoch(self.epoch):
+            terms.append(self._step(batch))
+            self._lr.after_step()
+        terms_ST = torch.stack(terms)  # S steps, T terms
+        if self.world_size > 1:
+            dist.all_reduce(terms_ST)
+        self._refuse_divergence(terms_ST[:, 0])
+        return dict(zip(self._term_names, terms_ST.mean(dim=0).tolist(), strict=True))
+
+    def _step(self, batch: Batch) -> Tensor:
+        """One weight update; this worker's share of the losses (total and each task's)."""
+        with self._autocast():
+            output = self._network(batch.image_BCHW)
+        terms = self._objective(output, batch)
+        self._optimizer.zero_grad(set_to_none=True)
+        # Terms are local sums over global counts and DDP averages gradients: times world_size makes them sums.
+        (terms.total * self.world_size).backward()
+        if self.experiment.optim.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.experiment.optim.clip_norm)
+        self._optimizer.step()
+        if self._average is not None:
+            self._update_average(self._average)
+        kept = (terms.total.detach(), terms.segmentation, terms.classification)
+        return torch.stack([term for term in kept if term is not None])
+
+    def _validate(self) -> dict[str, float]:
+        metrics = self.score_rows(self._validation_rows)
+        validation_score = score(metrics, SCORE)
+        if validation_score > self.best_score:
+            self.best_score, self.best_epoch = validation_score, self.epoch
+            if self.experiment.training.weights == "best":
+                self.best_state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        return {"validation_score": validation_score, **{f"validation_{k}": v for k, v in metrics.items()}}
+
+    def _update_average(self, average: nn.Module) -> None:
+        # A plain mean of the first steps, until that would forget more slowly than the decay does.
+        self._steps += 1
+        decay = min(self.experiment.training.average_decay or 0.0, 1 - 1 / self._steps)
+        kept, current = average.state_dict(), self.model.state_dict()
+        floating = [name for name, value in kept.items() if value.is_floating_point()]
+        torch._foreach_lerp_([kept[n] for n in floating], [current[n] for n in floating], 1 - decay)
+        for name in kept.keys() - set(floating):
+            kept[name].copy_(current[name])
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+    def _distribute(self, model: nn.Module) -> nn.Module:
+        if self.world_size == 1:
+            return model
+        if self.device.type == "cuda":
+            self.model = model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            return DistributedDataParallel(model, device_ids=[self.device])
+        return DistributedDataParallel(model)
+
+    def _refuse_divergence(self, total_S: Tensor) -> None:
+        bad = (~torch.isfinite(total_S)).nonzero()
+        if len(bad):
+            step = int(bad[0])
+            raise Diverged(
+                f"the loss became {float(total_S[step])} at epoch {self.epoch + 1}, step {step + 1}: lower optim.lr"
+            )
+
+
+def build_model(experiment: Experiment, table: SliceTable) -> nn.Module:
+    """The Experiment's network for a table's channels, classes and masks; same seed, same weights."""
+    torch.manual_seed(experiment.training.seed)
+    return experiment.model.build(table.image_RCHW.shape[1], len(table.classes), len(table.masks))

@@ -1,0 +1,165 @@
+"""A run: one Experiment trained with one fold held out, and the directory that it leaves.
+
+    OUT/experiment.json  model.safetensors  state.pt  history.parquet  predictions.parquet  summary.json  tensorboard/
+
+`state.pt` is written after every epoch; a run that finds one goes on from it. `summary.json` is written last, so that
+a directory without it is a run that was never finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import pyarrow as pa
+import torch.distributed as dist
+from torch.utils.tensorboard import SummaryWriter
+
+from braintum import storage
+from braintum.config import ConfigError, Experiment
+from braintum.data.folds import Split, split
+from braintum.data.table import SliceTable, read_masks
+from braintum.evaluation.predict import prediction_table
+from braintum.evaluation.summary import summarise
+from braintum.training.checkpoint import MODEL, STATE, load_state, save_model, save_state
+from braintum.training.fit import Fit
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a run is: plain values, so that it travels to workers. `fold` None: the 80/20 split."""
+
+    experiment: dict[str, Any]
+    data_url: str
+    out: str
+    fold: str | None = None
+    folds: int | None = None
+
+    @classmethod
+    def of(cls, experiment: Experiment, data_url: str, out: str, fold: str | None, folds: int | None = None) -> Self:
+        return cls(experiment.to_dict(), storage.resolve(data_url), storage.resolve(out), fold, folds)
+
+    def split(self, table: SliceTable) -> Split:
+        """The rows to train on and those held out; the same on every machine."""
+        return split(table, self.fold, self.folds, seed=0)
+
+
+def prepare_out(out: str, about: dict[str, Any], *, resume: bool, record: str = "experiment.json") -> None:
+    """Claims an output directory by writing what it will hold.
+
+    Raises ConfigError if it exists and `resume` is not asked for, or if it holds another experiment or dataset.
+    """
+    place = storage.join(out, record)
+    if not storage.exists(out):
+        storage.write_json(place, about)
+        return
+    if not resume:
+        raise ConfigError(f"{out}: exists; choose another --out, or go on with --resume")
+    if not storage.exists(place):
+        raise ConfigError(f"{place}: not there, so {out} is nothing that can be resumed; choose another --out")
+    found = storage.read_json(place)
+    changed = sorted(key for key in about if found.get(key) != about[key])
+    if changed:
+        raise ConfigError(f"{place}: {_difference(found, about, changed[0])}; choose another --out")
+
+
+def train_epochs(spec: RunSpec, fit: Fit) -> Iterator[dict[str, float]]:
+    """Trains to the end, from the saved state where there is one; saves after every epoch (rank 0).
+
+    Yields each new epoch's metrics. A finished run yields nothing.
+    """
+    state_url = storage.join(spec.out, STATE)
+    state = load_state(state_url)
+    if state is not None:
+        fit.load_state_dict(state)
+    writer = None
+    if fit.rank == 0 and not fit.finished:
+        writer = SummaryWriter(storage.join(spec.out, "tensorboard"), purge_step=fit.epoch + 1)
+    for metrics in fit:
+        if fit.rank == 0:
+            save_state(state_url, fit.state_dict())
+        if writer is not None:
+            for name, value in metrics.items():
+                writer.add_scalar(name, value, global_step=fit.epoch)
+        yield metrics
+    if writer is not None:
+        writer.close()
+
+
+def finish_run(spec: RunSpec, fit: Fit, rows: Split) -> dict[str, Any] | None:
+    """Scores the held-out fold, once, by the kept weights, and writes what the run leaves (rank 0 returns its summary)."""
+    table, experiment = fit.table, fit.experiment
+    fit.model.load_state_dict(fit.kept_weights())
+    share = rows.held_out[fit.rank :: fit.world_size]
+    predictions = prediction_table(
+        fit.model,
+        experiment,
+        table,
+        share,
+        read_masks(spec.data_url, [table.slice_id_R[row] for row in share]),
+        fold=spec.fold or "held-out",
+        device=fit.device,
+        autocast_dtype=fit.autocast_dtype,
+    )
+    if fit.world_size > 1:
+        shares: list[Any] = [None] * fit.world_size
+        dist.all_gather_object(shares, predictions)
+        predictions = pa.concat_tables(shares)
+    if fit.rank != 0:
+        return None
+    save_model(
+        storage.join(spec.out, MODEL),
+        fit.kept_weights(),
+        experiment,
+        in_channels=table.image_RCHW.shape[1],
+        classes=table.classes,
+        masks=table.masks,
+    )
+    history = history_table(fit.history, run=experiment.digest, architecture=experiment.model.name, fold=spec.fold)
+    storage.write_table(storage.join(spec.out, "predictions.parquet"), predictions)
+    storage.write_table(storage.join(spec.out, "history.parquet"), history)
+    seconds = sum(row["seconds"] for row in fit.history)
+    summary = {
+        "experiment": experiment.digest,
+        "architecture": experiment.model.name,
+        "fold": spec.fold,
+        "epochs": fit.epoch,
+        "best_epoch": fit.best_epoch or fit.epoch,
+        "metrics": {name: value["mean"] for name, value in summarise(predictions)["metrics"].items()},
+        "seconds": seconds,
+        "slices_per_second": sum(r["slices_per_second"] * r["seconds"] for r in fit.history) / seconds,
+        "data": {"url": spec.data_url, "digest": table.digest},
+    }
+    storage.write_json(storage.join(spec.out, "summary.json"), summary)
+    return summary
+
+
+def run(spec: RunSpec, table: SliceTable) -> Iterator[dict[str, float]]:
+    """A whole run in this process, without Ray: yields each epoch's metrics, and leaves the directory."""
+    rows = spec.split(table)
+    fit = Fit(Experiment.from_dict(spec.experiment), table, rows.train)
+    yield from train_epochs(spec, fit)
+    finish_run(spec, fit, rows)
+
+
+def about_run(spec: RunSpec, table_digest: str) -> dict[str, Any]:
+    """What `experiment.json` says; a run is resumed only with the same."""
+    about = {**asdict(spec), "data": {"url": spec.data_url, "digest": table_digest}}
+    return {key: about[key] for key in ("experiment", "data", "fold", "folds")}
+
+
+def history_table(history: list[dict[str, float]], *, run: str, architecture: str, fold: str | None) -> pa.Table:
+    """`history.parquet`: a row per epoch, with the run that it belongs to."""
+    rows = [{"run": run, "architecture": architecture, "fold": fold, **metrics} for metrics in history]
+    return pa.Table.from_pylist(rows)
+
+
+def _difference(found: dict[str, Any], asked: dict[str, Any], key: str) -> str:
+    """The first setting in which a directory differs from what was asked for."""
+    old, new = found.get(key), asked[key]
+    path = key
+    while isinstance(old, dict) and isinstance(new, dict):
+        inner = next(k for k in {**old, **new} if old.get(k) != new.get(k))
+        path, old, new = f"{path}.{inner}", old.get(inner), new.get(inner)
+    return f"{path} was {old!r} there and is {new!r} now"

@@ -1,0 +1,233 @@
+"""Runs on Ray: the cluster that a command uses, and Ray Train's DDP workers.
+
+The checkpoint is the run's own `state.pt`, written by rank 0 after every epoch: a worker group that Ray Train starts
+again after a failure goes on from it, as `--resume` does.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import fsspec
+import pyarrow.fs
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from braintum import storage
+from braintum.config import ConfigError, Experiment
+from braintum.data.shared import share_table
+from braintum.data.table import SliceTable
+from braintum.training.fit import Diverged, Fit
+from braintum.training.progress import Progress
+from braintum.training.run import RunSpec, about_run, finish_run, prepare_out, train_epochs
+
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report reaches the controller in 20 ms instead of up to 2 s
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # without it, a rank that dies between reports hangs the others for ever
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # braintum writes history.parquet and TensorBoard itself
+    "RAY_AIR_NEW_OUTPUT": "0",  # the progress table is ours
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # nothing of Tune's own state is needed: an interrupt ends at once
+}
+MAX_FAILURES = 3
+
+
+class TrainingFailed(RuntimeError):
+    """Workers failed for a reason of their own more often than is retried."""
+
+
+def connect() -> None:
+    """Joins the cluster that RAY_ADDRESS or `ray start` gives, or starts one on this machine."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        return
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # its runtime_env is set by `ray job submit`
+    ray.init(
+        log_to_driver=False,
+        logging_level="ERROR",
+        configure_logging=True,
+        runtime_env=None if inside_job else {"env_vars": ENVIRONMENT},
+    )
+
+
+def gpus_for(experiment: Experiment) -> int:
+    """GPUs for one worker: one where the cluster has any and the Experiment does not ask for the CPU."""
+    return int(experiment.training.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1)
+
+
+def cpus_per_worker(workers: int) -> int:
+    """CPU cores for each of `workers` so that all fit at once: the smallest node's, shared among its workers."""
+    cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    cores = [count for count in cores if count > 0]
+    if not cores:
+        return 1  # an autoscaling cluster at rest
+    return max(1, min(cores) // -(-workers // len(cores)))
+
+
+class Mailbox:
+    """Carries progress from workers to the driver's `Progress`."""
+
+    def __init__(self) -> None:
+        self._queue = Queue(actor_options={"num_cpus": 0})
+
+    def put(self, name: str, **fields: Any) -> None:
+        self._queue.put((name, fields))
+
+    def drain(self, progress: Progress) -> None:
+        """Shows what has arrived."""
+        for name, fields in self._take():
+            progress.update(name, **fields)
+
+    def _take(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        try:
+            while True:
+                yield self._queue.get_nowait()
+        except Empty:
+            return
+
+    def close(self) -> None:
+        self._queue.shutdown(force=True)
+
+
+def show_epoch(mailbox: Mailbox, name: str, spec: RunSpec, metrics: dict[str, float], epochs: int) -> None:
+    """Sends one epoch's progress: its validation score where there is one."""
+    mailbox.put(
+        name,
+        state="training",
+        fold=spec.fold or "",
+        epoch=int(metrics["epoch"]),
+        epochs=epochs,
+        score=metrics.get("validation_score"),
+        slices_per_second=metrics["slices_per_second"],
+    )
+
+
+def train(
+    experiment: Experiment,
+    data_url: str,
+    out: str,
+    *,
+    fold: str | None = None,
+    folds: int | None = None,
+    workers: int = 1,
+    resume: bool = False,
+    progress: Progress,
+) -> dict[str, Any]:
+    """One run on `workers` DDP workers of Ray Train; returns its summary.
+
+    Raises ConfigError or DataError before anything starts, Diverged, or TrainingFailed.
+    """
+    spec = RunSpec.of(experiment, data_url, out, fold, folds)
+    if experiment.training.batch_size < workers:
+        raise ConfigError(f"training.batch_size: {experiment.training.batch_size} is less than --workers {workers}")
+    connect()
+    table_ref = share_table(spec.data_url, experiment.data)
+    table: SliceTable = ray.get(table_ref)
+    spec.split(table)
+    prepare_out(spec.out, about_run(spec, table.digest), resume=resume)
+    summary_url = storage.join(spec.out, "summary.json")
+    if not storage.exists(summary_url):
+        mailbox = Mailbox()
+        name = f"fold {fold}" if fold else "run"
+        progress.update(name, what=experiment.model.name, state="waiting", epochs=experiment.training.epochs)
+        with shown(mailbox, progress):
+            train_on_workers(spec, table_ref, workers, mailbox, name)
+        progress.update(name, state="complete")
+    summary: dict[str, Any] = storage.read_json(summary_url)
+    return summary
+
+
+def train_on_workers(spec: RunSpec, table_ref: ray.ObjectRef[SliceTable], workers: int, mailbox: Mailbox, name: str) -> None:
+    """Runs `spec` to its end on a Ray Train worker group. Raises Diverged, ConfigError or TrainingFailed."""
+    experiment = Experiment.from_dict(spec.experiment)
+    gpus = gpus_for(experiment)
+    filesystem, path = ray_storage(storage.join(spec.out, "ray"))
+    errors = Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={
+            "spec": asdict(spec), "table": table_ref, "mailbox": mailbox, "name": name, "errors": errors,
+            "threads": cpus_per_worker(workers),
+        },
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=bool(gpus),
+            resources_per_worker={"CPU": 1, "GPU": 1} if gpus else {"CPU": cpus_per_worker(workers)},
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        run_config=RunConfig(
+            name="train",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    )  # fmt: skip
+    try:
+        trainer.fit()
+        if not errors.empty():
+            raise errors.get()
+    except ray.train.TrainingFailedError as error:
+        reason = " ".join(str(error).split())[-300:]
+        raise TrainingFailed(f"{spec.out}: workers failed {MAX_FAILURES + 1} times: {reason}") from error
+    finally:
+        errors.shutdown(force=True)
+        storage.remove(storage.join(spec.out, "ray"))
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What every DDP worker does."""
+    spec = RunSpec(**config["spec"])
+    experiment = Experiment.from_dict(spec.experiment)
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(config["threads"])
+    table: SliceTable = ray.get(config["table"])
+    try:
+        rows = spec.split(table)
+        fit = Fit(experiment, table, rows.train, rank=rank, world_size=world_size)
+        for metrics in train_epochs(spec, fit):
+            ray.train.report(metrics)
+            if rank == 0:
+                show_epoch(config["mailbox"], config["name"], spec, metrics, experiment.training.epochs)
+        finish_run(spec, fit, rows)
+    except (Diverged, ValueError) as error:  # starting again would end the same
+        if rank == 0:
+            config["errors"].put(error)
+
+
+def ray_storage(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """A URL as Ray's pair of filesystem and path, for its own bookkeeping."""
+    filesystem, path = fsspec.core.url_to_fs(url)
+    if "://" not in url:
+        return pyarrow.fs.LocalFileSystem(), path
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
+
+
+@contextmanager
+def shown(mailbox: Mailbox, progress: Progress) -> Iterator[None]:
+    """Shows what workers send while the body blocks."""
+    stop = threading.Event()
+
+    def pump() -> None:
+        while not stop.wait(0.2):
+            mailbox.drain(progress)
+
+    thread = threading.Thread(target=pump, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        mailbox.drain(progress)
+        mailbox.close()

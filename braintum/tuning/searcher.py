@@ -1,0 +1,204 @@
+"""Ray Tune's searcher on Optuna's ask-and-tell, and its early stopping: one of each per study.
+
+Optuna's storage is the only state of a search. Whoever resumes opens the same storage: trials that it left unfinished
+are handed out first, and the rungs of the scheduler are filled again from the intermediate values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from braintum.tuning.space import Sampler, SearchSpace
+from braintum.tuning.trial import TrialSpec
+
+STEPS = "epoch"
+SPEC = "spec"
+"""Optuna's user attribute that holds a trial's TrialSpec."""
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that depends on all parts and on nothing else."""
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "little")
+
+
+def build_sampler(sampler: Sampler, number: int) -> BaseSampler:
+    """The sampler that asks for trial `number`.
+
+    It is made anew from (seed, number) at every ask, so that a study that was resumed asks as if undisturbed.
+    """
+    seed = seed_of(sampler.seed, number)
+    if sampler.name == "random":
+        return RandomSampler(seed=seed)
+    if sampler.name == "gp":
+        return GPSampler(seed=seed)
+    return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+
+class OptunaSearcher(Searcher):  # type: ignore[misc]
+    """Hands out trials of the studies in turn, and tells Optuna the truth about how each ended.
+
+    `studies`: by architecture, or the joint one under the space's name. `place` completes a trial's values to its
+    TrialSpec. Trials stopped by the scheduler are told as PRUNED at the step they reached, diverged and broken ones
+    as FAIL, and only those that finished all folds as COMPLETE.
+    """
+
+    def __init__(
+        self, space: SearchSpace, studies: dict[str, Study], place: Callable[[str, int, str, dict[str, Any]], TrialSpec]
+    ) -> None:
+        super().__init__(metric="score", mode="max")
+        self._space, self._studies, self._place = space, studies, place
+        for study in studies.values():
+            for trial in study.get_trials(states=[TrialState.RUNNING]):
+                if SPEC not in trial.user_attrs:  # its driver died between asking and placing
+                    study.tell(trial.number, state=TrialState.FAIL)
+        self._running: dict[str, optuna.trial.Trial] = {}
+        self._unfinished = [
+            optuna.trial.Trial(study, trial._trial_id)
+            for study in studies.values()
+            for trial in study.get_trials(states=[TrialState.RUNNING])
+        ]
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self._unfinished:
+            self._running[trial_id] = trial = self._unfinished.pop(0)
+            return {"trial": json.loads(trial.user_attrs[SPEC])}
+        name = self._next_study()
+        if name is None:
+            return str(Searcher.FINISHED)
+        self._running[trial_id], spec = self._ask(name)
+        return {"trial": asdict(spec)}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._running[trial_id].report(result["score"], result[STEPS])
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        trial = self._running.pop(trial_id)
+        if error or result is None or "diverged" in result:
+            reason = (result or {}).get("diverged", "its workers failed")
+            trial.set_user_attr("failure", reason)
+            trial.study.tell(trial, state=TrialState.FAIL)
+            return
+        trial.report(result["score"], result[STEPS])  # the step at which a scheduler stops is not told before
+        if result["finished"]:
+            trial.study.tell(trial, result["score"])
+        else:
+            trial.study.tell(trial, state=TrialState.PRUNED)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: a Tuner pickles its searcher to a file that nobody reads."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: Optuna's storage holds the search."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `save`."""
+
+    def _next_study(self) -> str | None:
+        """The study that is furthest behind its share of trials; None when all have theirs."""
+        shares = self._space.shares()
+        asked = {name: len(study.get_trials(deepcopy=False)) - _waiting(study) for name, study in self._studies.items()}
+        behind = [name for name in shares if asked[name] < shares[name]]
+        return min(behind, key=lambda name: asked[name] / shares[name], default=None)
+
+    def _ask(self, name: str) -> tuple[optuna.trial.Trial, TrialSpec]:
+        study = self._studies[name]
+        number = len(study.get_trials(deepcopy=False)) - _waiting(study)
+        study.sampler = build_sampler(self._space.sampler, number)
+        trial = study.ask()
+        architecture, values = self._space.suggest(trial, None if self._space.joint else name)
+        spec = self._place(architecture, trial.number, name, values)
+        trial.set_user_attr(SPEC, json.dumps(asdict(spec)))
+        return trial, spec
+
+
+class StudySchedulers(FIFOScheduler):  # type: ignore[misc]
+    """A scheduler for each study, so that architectures with equal budgets do not stop one another's trials."""
+
+    def __init__(self, space: SearchSpace, studies: dict[str, Study], most_epochs: dict[str, int]) -> None:
+        super().__init__()
+        self._joint = space.name if space.joint else None
+        self._schedulers: dict[str, TrialScheduler] = {}
+        for name, study in studies.items():
+            self._schedulers[name] = scheduler = _scheduler(space, most_epochs[name])
+            for trial in study.get_trials(deepcopy=False):
+                _replay(scheduler, trial)
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        return True
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        self._of(trial).on_trial_add(tune_controller, _named(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        return str(self._of(trial).on_trial_result(tune_controller, _named(trial), result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        if "diverged" not in result:
+            self._of(trial).on_trial_complete(tune_controller, _named(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        self._of(trial).on_trial_remove(tune_controller, _named(trial))
+
+    def debug_string(self) -> str:
+        return "; ".join(f"{name}: {scheduler.debug_string()}" for name, scheduler in self._schedulers.items())
+
+    def _of(self, trial: Trial) -> TrialScheduler:
+        return self._schedulers[self._joint or trial.config["trial"]["architecture"]]
+
+
+def open_trials(studies: dict[str, Study]) -> int:
+    """Trials that a study asked for and never told the end of."""
+    return sum(len(study.get_trials(deepcopy=False, states=[TrialState.RUNNING])) for study in studies.values())
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What a scheduler looks at of a trial: a name that stays the same when a study is resumed."""
+
+    trial_id: str
+
+
+def _named(trial: Trial) -> _Named:
+    return _Named(str(trial.config["trial"]["number"]))
+
+
+def _scheduler(space: SearchSpace, most_epochs: int) -> TrialScheduler:
+    if space.scheduler.name == "none":
+        return FIFOScheduler()
+    return ASHAScheduler(
+        time_attr=STEPS,
+        metric="score",
+        mode="max",
+        max_t=most_epochs + 1,  # a trial ends by itself: at max_t Tune would count it as stopped
+        grace_period=min(space.scheduler.option("grace_epochs"), most_epochs),
+        reduction_factor=space.scheduler.option("reduction"),
+    )
+
+
+def _replay(scheduler: TrialScheduler, trial: FrozenTrial) -> None:
+    """Tells a scheduler what an earlier driver's heard of a trial, so that its rungs are as they were."""
+    if trial.state in (TrialState.WAITING, TrialState.FAIL):
+        return
+    named = _Named(str(trial.number))
+    scheduler.on_trial_add(None, named)
+    for step, value in sorted(trial.intermediate_values.items()):
+        scheduler.on_trial_result(None, named, {STEPS: step, "score": value})
+    if trial.state is not TrialState.RUNNING:
+        scheduler.on_trial_remove(None, named)
+
+
+def _waiting(study: Study) -> int:
+    return len(study.get_trials(deepcopy=False, states=[TrialState.WAITING]))

@@ -1,0 +1,220 @@
+"""A search space: a YAML file that says which Experiments a study may try (format: `search_spaces/*.yaml`).
+
+This module imports neither torch nor Ray, so that a space is checked in well under a second before anything starts
+(`braintum/tuning/space_check.py` holds the checks). Paths are fields of Experiment, such as `optim.lr`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from braintum.config import (
+    ConfigError,
+    Experiment,
+    NamedPart,
+    Part,
+    architectures,
+    merge,
+    parse_yaml,
+    read_settings,
+)
+from braintum.tuning.parameter import Parameter, Scalar, holds
+
+if TYPE_CHECKING:
+    import optuna
+
+ARCHITECTURE = "model.name"
+"""The path under which a joint study asks Optuna for the architecture."""
+
+METRIC_TASK = {
+    "dice": "segmentation",
+    "dice_all": "segmentation",
+    "iou": "segmentation",
+    "pixel_accuracy": "segmentation",
+    "accuracy": "classification",
+    "macro_f1": "classification",
+}
+"""The metrics that are known after every epoch, all the better the larger, and the task each belongs to."""
+
+
+class Resources(Part):
+    """What a trial takes and how many run at a time; `auto` looks at the cluster when the study starts."""
+
+    workers: int = Field(1, ge=1, description="DDP workers of a trial")
+    gpus_per_worker: Literal["auto"] | float = Field("auto", description="auto: one where the cluster has GPUs")
+    cpus_per_worker: Literal["auto"] | float = Field("auto", description="auto: the CPUs shared out evenly")
+    trials_per_gpu: int = Field(1, ge=1, description="one-worker trials that share a GPU")
+    max_concurrent: Literal["auto"] | int = Field("auto", description="auto: as many as fit")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for field, least in (("gpus_per_worker", 0), ("cpus_per_worker", 0.01), ("max_concurrent", 1)):
+            value = getattr(self, field)
+            if value != "auto" and value < least:
+                raise ValueError(f"{field}: {value}: expected auto or a number from {least}")
+        if self.trials_per_gpu > 1 and self.workers > 1:
+            raise ValueError("trials_per_gpu: trials share a GPU only with workers: 1")
+        return self
+
+
+class Sampler(Part):
+    """Optuna's sampler. `seed` is that of the search, not of the trainings."""
+
+    name: Literal["tpe", "random", "gp"] = "tpe"
+    seed: int = Field(0, ge=0)
+
+
+class Scheduler(NamedPart):
+    """What stops trials early. `asha`: rungs at grace_epochs × reduction^k; the best 1/reduction of a rung go on."""
+
+    OPTIONS: ClassVar[dict[str, dict[str, Any]]] = {"asha": {"grace_epochs": 5, "reduction": 3}, "none": {}}
+    name: Literal["asha", "none"] = "asha"
+    grace_epochs: int | None = Field(None, ge=1)
+    reduction: int | None = Field(None, ge=2)
+
+
+class SearchSpace(Part):
+    """A checked search space. `load` reads one; `suggest` and `experiment` turn it into trials."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    architectures: tuple[str, ...] = Field(min_length=1)
+    joint: bool = Field(False, description="one study of all architectures, instead of one each")
+    base: str | None = Field(None, description="a recipe or .yaml file; None: the defaults")
+    overrides: dict[str, Any] = Field({}, description="path: value, on top of the base")
+    folds: int | None = Field(None, ge=2, description="None: all that the source has, else 5")
+    trials: int = Field(ge=1, description="in all, shared out equally among the architectures")
+    resources: Resources = Resources()
+    score: dict[str, float] = Field({"dice": 0.5, "macro_f1": 0.5}, min_length=1, description="metric: weight")
+    sampler: Sampler = Sampler()
+    scheduler: Scheduler = Field(default_factory=lambda: Scheduler.model_validate({}))
+    parameters: dict[str, Parameter] = Field(min_length=1)
+
+    @field_validator("architectures")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in architectures():
+                raise ValueError(f"{name!r} is not an architecture; known: {', '.join(architectures())}")
+        if len(set(names)) < len(names):
+            raise ValueError("an architecture stands there twice")
+        return names
+
+    @field_validator("score")
+    @classmethod
+    def _metrics(cls, score: dict[str, float]) -> dict[str, float]:
+        for metric, weight in score.items():
+            if metric not in METRIC_TASK:
+                raise ValueError(f"{metric!r} is not known after every epoch; choose from {', '.join(METRIC_TASK)}")
+            if not 0 < weight < float("inf"):
+                raise ValueError(f"{metric}: {weight}: the weight must be above 0")
+        return score
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        trials: int | None = None,
+        folds: int | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Reads and checks a space; `trials`, `folds` and single `overrides` replace what the file says.
+
+        Raises ConfigError: one line with the file, the field and what is allowed.
+        """
+        from braintum.tuning.space_check import check, one_line
+
+        file = Path(path)
+        if not file.is_file():
+            raise ConfigError(f"{path}: no such file; a search space is a .yaml file as in search_spaces/")
+        settings = parse_yaml(file.read_text(), str(path))
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{path}: expected a search space: name, architectures, trials, parameters ...")
+        given = {field: value for field, value in (("trials", trials), ("folds", folds)) if value is not None}
+        try:
+            space = cls.model_validate_json(json.dumps({**settings, **given}))
+        except ValidationError as error:
+            raise ConfigError(f"{path}: {one_line(error)}") from None
+        except TypeError as error:  # YAML has values that JSON lacks, such as dates
+            raise ConfigError(f"{path}: {error}") from None
+        for name in sorted(set(overrides or {}) & set(space.parameters)):
+            raise ConfigError(f"--set {name}: is searched; to fix it take it out of `parameters` in {path}")
+        space = space.model_copy(update={"overrides": {**space.overrides, **(overrides or {})}})
+        try:
+            check(space)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+        return space
+
+    @cached_property
+    def _base(self) -> dict[str, Any]:
+        return read_settings(self.base)
+
+    def experiment(self, architecture: str, values: Mapping[str, Any]) -> Experiment:
+        """The Experiment of a trial: the base, the overrides, then the trial's values. Raises ConfigError."""
+        paths = {**self.overrides, **values, ARCHITECTURE: architecture}
+        return Experiment.from_dict(merge(self._base, paths), architecture)
+
+    def fixed(self, architecture: str) -> dict[str, Any]:
+        """Every setting that is not searched by its path, and `tasks`: what conditions are compared with."""
+        return self._fixed[architecture]
+
+    @cached_property
+    def _fixed(self) -> dict[str, dict[str, Any]]:
+        return {name: {p: v for p, v in facts.items() if p not in self.parameters} for name, facts in self._all.items()}
+
+    @cached_property
+    def _all(self) -> dict[str, dict[str, Any]]:
+        settings = {}
+        for name in self.architectures:
+            experiment = self.experiment(name, {})
+            parts, tasks = experiment.to_dict(), experiment.model.tasks
+            settings[name] = {f"{part}.{field}": v for part, fields in parts.items() for field, v in fields.items()}
+            settings[name]["tasks"] = "both" if len(tasks) == 2 else next(iter(tasks))
+        return settings
+
+    def suggest(self, trial: optuna.trial.Trial, architecture: str | None = None) -> tuple[str, dict[str, Scalar]]:
+        """Asks Optuna for an architecture (where none is given: a joint study) and for each parameter that exists.
+
+        Conditions are resolved in the order of the file.
+        """
+        if architecture is None:
+            architecture = trial.suggest_categorical(ARCHITECTURE, list(self.architectures))
+        values: dict[str, Scalar] = {}
+        for path, parameter in self.parameters.items():
+            if holds(parameter.when, {**self._fixed[architecture], **values}):
+                values[path] = parameter.suggest(path, trial)
+        return architecture, values
+
+    def defaults(self, architecture: str) -> dict[str, Scalar]:
+        """The base's own values, for a first trial to enqueue; those outside their range are left to the sampler.
+
+        A joint study's hold the architecture too.
+        """
+        values: dict[str, Scalar] = {}
+        for path, parameter in self.parameters.items():
+            value = self._all[architecture].get(path)
+            if holds(parameter.when, {**self._fixed[architecture], **values}) and value in parameter:
+                values[path] = value
+        return {ARCHITECTURE: architecture, **values} if self.joint else values
+
+    def shares(self) -> dict[str, int]:
+        """Studies by name and the trials of each: one for every architecture, or one joint study of all."""
+        if self.joint:
+            return {self.name: self.trials}
+        each, rest = divmod(self.trials, len(self.architectures))
+        return {name: each + (i < rest) for i, name in enumerate(self.architectures)}
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of all that decides what a trial means: not of `trials` and `resources`."""
+        settings = self.model_dump(mode="json", exclude={"trials", "resources"})
+        bases = [self.experiment(architecture, {}).to_dict() for architecture in self.architectures]
+        return hashlib.sha256(json.dumps([settings, bases]).encode()).hexdigest()[:16]

@@ -1,0 +1,205 @@
+"""Checks of a search space against the Experiment's schema, made before anything starts. No torch, no Ray.
+
+Every parameter is tried at its ends (and every choice) for every architecture it exists for, alone and together with
+every other one, so that a study does not fail an hour in on a combination that could never train.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from itertools import combinations, product
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from braintum.config import ConfigError, Experiment, Part, model_config_class
+from braintum.tuning.parameter import Parameter, Scalar, allowed, holds, same
+
+if TYPE_CHECKING:
+    from braintum.tuning.space import SearchSpace
+
+TASKS = ("segmentation", "classification", "both")
+
+WITHOUT_EFFECT = {
+    "segmentation": ("loss.classification_weight", "loss.class_weights", "loss.label_smoothing"),
+    "classification": ("loss.segmentation", "loss.segmentation_weight"),
+}
+"""Paths that do nothing for an architecture of one task."""
+
+
+def check(space: SearchSpace) -> None:
+    """Raises ConfigError, one line, for the first thing in the space that cannot be used."""
+    from braintum.tuning.space import ARCHITECTURE, METRIC_TASK
+
+    if not space.joint and space.trials < len(space.architectures):
+        raise ConfigError(
+            f"trials: {space.trials}: too few for {len(space.architectures)} architectures; give at least one each"
+        )
+    if ARCHITECTURE in space.overrides or ARCHITECTURE in space.parameters:
+        raise ConfigError(f"{ARCHITECTURE}: architectures are listed under `architectures`")
+    bases = {architecture: space.experiment(architecture, {}) for architecture in space.architectures}
+    metrics = {
+        name: [metric for metric in space.score if METRIC_TASK[metric] in base.model.tasks]
+        for name, base in bases.items()
+    }
+    for name, known in metrics.items():
+        if not known:
+            raise ConfigError(f"score: {', '.join(space.score)}: {name} has none of these metrics")
+    if space.joint and len({tuple(known) for known in metrics.values()}) > 1:
+        raise ConfigError("joint: scores of architectures with different tasks do not compare; set joint: false")
+    fewest = min(base.training.epochs for base in bases.values()) * (space.folds or 1)
+    if space.scheduler.name == "asha" and space.scheduler.option("grace_epochs") >= fewest:
+        raise ConfigError(f"scheduler.grace_epochs: must be less than the epochs of a trial, {fewest}")
+    for path in space.parameters:
+        _check_conditions(space, path)
+        _check_path(space, path)
+    for architecture in space.architectures:
+        _check_values(space, architecture)
+
+
+def _check_path(space: SearchSpace, path: str) -> None:
+    """Whether the path is a field of every architecture that the parameter exists for, and has an effect there."""
+    users = [name for name in space.architectures if next(_contexts(space, name, path), None) is not None]
+    if not users:
+        raise ConfigError(f"parameters.{path}.when: holds for no architecture of {', '.join(space.architectures)}")
+    for name in users:
+        fields = _fields(name)
+        if path not in fields:
+            raise ConfigError(
+                f"parameters.{path}: no such field of {name}{_near(path, fields)}{_elsewhere(space, path)}"
+            )
+        tasks = space.experiment(name, {}).model.tasks
+        if len(tasks) == 1 and path in WITHOUT_EFFECT[next(iter(tasks))]:
+            raise ConfigError(
+                f"parameters.{path}: has no effect on {name}, which has {next(iter(tasks))} only; "
+                "restrict it, such as with when: {tasks: both}"
+            )
+
+
+def _check_conditions(space: SearchSpace, path: str) -> None:
+    """Whether what `when` names is known, stands before the parameter, and can take the values asked for."""
+    before = list(space.parameters)[: list(space.parameters).index(path)]
+    for cause, values in space.parameters[path].when.items():
+        where = f"parameters.{path}.when.{cause}"
+        if cause == "tasks":
+            possible: tuple[Scalar, ...] = TASKS
+        elif cause == "model.name":
+            possible = space.architectures
+        elif cause in before:
+            parameter = space.parameters[cause]
+            if parameter.choice is None and parameter.integer is None:
+                raise ConfigError(f"{where}: a condition needs a choice or an int parameter")
+            possible = parameter.choice if parameter.choice is not None else parameter.checked
+        elif cause in space.parameters:
+            raise ConfigError(f"{where}: must stand before {path} under `parameters`")
+        else:
+            fields = {field for name in space.architectures for field in _fields(name)}
+            if cause not in fields:
+                raise ConfigError(f"{where}: no such field{_near(cause, fields)}")
+            continue
+        for value in allowed(values):
+            if not any(same(value, other) for other in possible):
+                raise ConfigError(f"{where}: {value!r} cannot occur; it is one of {', '.join(map(str, possible))}")
+
+
+def _check_values(space: SearchSpace, architecture: str) -> None:
+    """Tries every checked value alone, then the ends of every two parameters together."""
+    tasks = space.experiment(architecture, {}).model.tasks
+    for path, parameter in space.parameters.items():
+        for context in _contexts(space, architecture, path):
+            for value in parameter.checked:
+                experiment = _try(space, architecture, {**context, path: value}, path)
+                if experiment.model.tasks != tasks:
+                    raise ConfigError(
+                        f"parameters.{path}: {value!r} changes the tasks of {architecture}; "
+                        "list the architectures to compare instead"
+                    )
+    for a, b in combinations(space.parameters, 2):
+        for context_a, context_b in product(_contexts(space, architecture, a), _contexts(space, architecture, b)):
+            for value_a, value_b in product(space.parameters[a].ends, space.parameters[b].ends):
+                values = {**context_a, a: value_a}
+                if all(same(values.get(path, v), v) for path, v in {**context_b, b: value_b}.items()):
+                    _try(space, architecture, {**values, **context_b, b: value_b}, f"{a} with {b}")
+
+
+def _try(space: SearchSpace, architecture: str, values: Mapping[str, Any], what: str) -> Experiment:
+    try:
+        return space.experiment(architecture, values)
+    except ConfigError as error:
+        raise ConfigError(f"parameters.{what}: {error}") from None
+
+
+def _contexts(space: SearchSpace, architecture: str, path: str) -> Iterator[dict[str, Scalar]]:
+    """The ways in which a parameter comes to exist: values of the parameters that its conditions name."""
+    parameter = space.parameters[path]
+    causes = [cause for cause in parameter.when if cause in space.parameters and cause != path]
+    fixed = {cause: values for cause, values in parameter.when.items() if cause not in causes}
+    if not holds(fixed, space.fixed(architecture)):
+        return
+    options: list[list[dict[str, Scalar]]] = [
+        [
+            {**context, cause: value}
+            for context in _contexts(space, architecture, cause)
+            for value in allowed(parameter.when[cause])
+            if value in space.parameters[cause]
+        ]
+        for cause in causes
+    ]
+    for combination in product(*options):
+        merged: dict[str, Scalar] = {}
+        for context in combination:
+            merged |= context
+        if all(same(merged[p], v) for context in combination for p, v in context.items()):
+            yield merged
+
+
+def _fields(architecture: str) -> set[str]:
+    """Every path of an Experiment of this architecture."""
+    defaults = Experiment()
+    parts: dict[str, type[Part]] = {part: type(getattr(defaults, part)) for part in Experiment.model_fields}
+    parts["model"] = model_config_class(architecture)
+    return {f"{part}.{field}" for part, cls in parts.items() for field in cls.model_fields}
+
+
+def _near(path: str, fields: set[str]) -> str:
+    close = difflib.get_close_matches(path, sorted(fields), n=3, cutoff=0.6)
+    part = path.split(".")[0]
+    others = sorted(field for field in fields if field.split(".")[0] == part)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; fields: {', '.join(others)}" if others else f"; parts: {', '.join(Experiment.model_fields)}"
+
+
+def _elsewhere(space: SearchSpace, path: str) -> str:
+    """The way out where only other architectures have the field."""
+    having = [name for name in space.architectures if path in _fields(name)]
+    return f" Restrict it with when: {{model.name: [{', '.join(having)}]}}" if having else ""
+
+
+def one_line(error: ValidationError) -> str:
+    """A pydantic error of a space as `field: value: what is allowed`, joined by semicolons."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(x) for x in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        value = item.get("input")
+        if item["type"] == "extra_forbidden":
+            message = f"no such field; fields: {', '.join(_siblings(item['loc']))}"
+        elif not isinstance(value, Mapping | Parameter) and item["type"] != "missing":
+            message = f"{value!r}: {message}"
+        lines.append(f"{where}: {message}" if where else message)
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _siblings(where: tuple[int | str, ...]) -> list[str]:
+    from braintum.tuning.space import Resources, Sampler, Scheduler, SearchSpace
+
+    parts: dict[str, type[Part]] = {
+        "resources": Resources,
+        "sampler": Sampler,
+        "scheduler": Scheduler,
+        "parameters": Parameter,
+    }
+    cls: type[Part] = SearchSpace if len(where) == 1 else parts[str(where[0])]
+    return [field.alias or name for name, field in cls.model_fields.items()]

@@ -1,0 +1,170 @@
+"""A trial: one Experiment over folds, one after another, on one of two executors.
+
+`trial_epochs` is what both run. `OneWorkerTrial` runs it in a Tune actor that is reused from trial to trial;
+`many_worker_trial` runs it on the DDP workers of a `TorchTrainer` inside the trial. A trial's directory holds
+`state.pt` while it lives (the checkpoint of the fold being trained) and `history.json` (a row per epoch).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray import tune
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from braintum import storage
+from braintum.config import Experiment
+from braintum.data.folds import held_out_folds, split
+from braintum.data.table import SliceTable
+from braintum.training.checkpoint import STATE, load_state, save_state
+from braintum.training.fit import Diverged, Fit, score
+from braintum.training.worker import MAX_FAILURES, ray_storage
+
+HISTORY = "history.json"
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """What a trial is: plain values, so that it travels to workers.
+
+    `view` names the table to train on (searches over `data.*` have several), `score` weighs the metrics.
+    """
+
+    architecture: str
+    number: int
+    experiment: dict[str, Any]
+    view: str
+    out: str
+    folds: int | None
+    score: dict[str, float]
+
+
+def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Any]]:
+    """Trains the folds in turn and yields one result per epoch; goes on from the trial's saved state.
+
+    `epoch` = finished folds × epochs + epoch within the fold; `score` = mean selection score of the finished folds and
+    the current one; `finished` is True in the last result. A resumed trial first yields its last result again.
+    """
+    experiment = Experiment.from_dict(spec.experiment)
+    names = list(held_out_folds(table, spec.folds, seed=0))
+    state_url = storage.join(spec.out, STATE)
+    state = load_state(state_url) or {"rows": [], "scores": [], "fit": None}
+    rows, scores = state["rows"], state["scores"]
+    if rows:  # who resumes may not have heard of the last epoch: it was saved before it was told
+        yield rows[-1]
+    for index in range(len(scores), len(names)):
+        fold = split(table, names[index], spec.folds, seed=0)
+        fit = Fit(experiment, table, fold.train, rank=rank, world_size=world_size)
+        if state["fit"] is not None:
+            fit.load_state_dict(state["fit"])
+        for metrics in fit:
+            selection = fit.score_rows(fold.held_out)
+            fold_scores = [row["fold_score"] for row in rows if row["fold"] == names[index]]
+            fold_scores.append(score(selection, spec.score))
+            kept = fold_scores[fit.best_epoch - 1] if fit.best_state is not None else fold_scores[-1]
+            finished = fit.finished and index + 1 == len(names)
+            rows.append(
+                {
+                    **metrics,
+                    **{f"selection_{name}": value for name, value in selection.items()},
+                    "fold": names[index],
+                    "fold_score": fold_scores[-1],
+                    "epoch_in_fold": fit.epoch,
+                    "epoch": index * experiment.training.epochs + fit.epoch,
+                    "score": sum([*scores, kept]) / (len(scores) + 1),
+                    "finished": finished,
+                }
+            )
+            if fit.finished:
+                scores.append(kept)
+            if rank == 0:
+                storage.write_json(storage.join(spec.out, HISTORY), rows)
+                saved = None if fit.finished else fit.state_dict()
+                save_state(state_url, {"rows": rows, "scores": scores, "fit": saved})
+            yield rows[-1]
+        state["fit"] = None
+
+
+class OneWorkerTrial(tune.Trainable):  # type: ignore[misc]
+    """A trial in one actor, which Tune hands from trial to trial."""
+
+    def setup(
+        self, config: dict[str, Any], tables: Mapping[str, ray.ObjectRef[SliceTable]] | None = None, threads: int = 1
+    ) -> None:
+        assert tables is not None
+        self._tables = tables
+        torch.set_num_threads(threads)
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        try:
+            result = next(self._epochs)
+        except Diverged as error:
+            return {**_failure(error), "placed": self._placed, "done": True}
+        return {**result, "placed": self._placed, "done": result["finished"]}
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._placed = time.time()
+        spec = TrialSpec(**config["trial"])
+        self._epochs = trial_epochs(spec, ray.get(self._tables[spec.view]))
+
+
+def many_worker_trial(
+    config: dict[str, Any],
+    tables: Mapping[str, ray.ObjectRef[SliceTable]],
+    workers: int,
+    resources: dict[str, float],
+) -> None:
+    """A trial on a worker group of its own; what rank 0 reports goes up to Tune."""
+    placed = time.time()
+    spec = TrialSpec(**config["trial"])
+    filesystem, path = ray_storage(storage.join(spec.out, "ray"))
+    use_gpu = resources.get("GPU", 0) > 0
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={
+            "trial": asdict(spec), "table": tables[spec.view], "placed": placed, "threads": int(resources["CPU"])
+        },
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(
+            name="trial",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=[TuneReportCallback()],
+        ),
+    )  # fmt: skip
+    trainer.fit()
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What every DDP worker of a trial does."""
+    spec = TrialSpec(**config["trial"])
+    torch.set_num_threads(config["threads"])
+    context = ray.train.get_context()
+    table: SliceTable = ray.get(config["table"])
+    try:
+        for result in trial_epochs(
+            spec, table, rank=context.get_world_rank(), world_size=context.get_world_size()
+        ):
+            ray.train.report({**result, "placed": config["placed"]})
+    except Diverged as error:
+        ray.train.report({**_failure(error), "placed": config["placed"]})
+
+
+def _failure(error: Diverged) -> dict[str, Any]:
+    """The last result of a trial whose loss became NaN or infinite; raising would lose the reused actor."""
+    return {"diverged": str(error), "finished": False, "epoch": 0, "score": 0.0}

@@ -1,0 +1,109 @@
+"""Result directories made by really training very small networks on a phantom set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from braintum import storage
+from braintum.config import Experiment
+from braintum.data.folds import held_out_folds
+from braintum.data.ingest.phantom import ingest_phantom
+from braintum.data.table import SliceTable, load_table
+from braintum.evaluation.summary import summarise
+from braintum.training.run import RunSpec, about_run, prepare_out, run
+
+FOLDS = 3
+ARCHITECTURES = ("unet", "joint_unet", "classifier")
+
+
+def small(architecture: str) -> Experiment:
+    width = {"model.width": 4, "model.depth": 2, "model.norm": "instance"}
+    return Experiment.load(
+        None,
+        {"model.name": architecture, **width, "data.image_size": 32, "optim.lr": 1e-2, "training.epochs": 3,
+         "training.precision": "float32", "training.device": "cpu"},
+    )  # fmt: skip
+
+
+def write_run(experiment: Experiment, data_url: str, table: SliceTable, out: str, fold: str) -> None:
+    spec = RunSpec.of(experiment, data_url, out, fold, FOLDS)
+    prepare_out(spec.out, about_run(spec, table.digest), resume=False)
+    for _ in run(spec, table):
+        pass
+
+
+def write_crossval(experiment: Experiment, data_url: str, table: SliceTable, out: str) -> None:
+    names = list(held_out_folds(table, FOLDS, seed=0))
+    parts = [storage.join(out, f"fold-{name}") for name in names]
+    for name, part in zip(names, parts, strict=True):
+        write_run(experiment, data_url, table, part, name)
+    for file in ("history.parquet", "predictions.parquet"):
+        joined = pa.concat_tables([storage.read_table(storage.join(part, file)) for part in parts])
+        storage.write_table(storage.join(out, file), joined)
+    data = {"url": data_url, "digest": table.digest}
+    storage.write_json(storage.join(out, "experiment.json"), {"experiment": experiment.to_dict(), "data": data})
+    summary = summarise(storage.read_table(storage.join(out, "predictions.parquet")))
+    storage.write_json(storage.join(out, "summary.json"), summary | {"data": data})
+
+
+def write_study(data_url: str, table: SliceTable, out: str) -> None:
+    data = {"url": data_url, "digest": table.digest}
+    about = {"space": {"name": "three small ones"}, "data": data, "versions": {"torch": torch.__version__}}
+    storage.write_json(storage.join(out, "study.json"), about)
+    trials, history = [], []
+    for a, architecture in enumerate(ARCHITECTURES):
+        write_crossval(small(architecture), data_url, table, storage.join(out, "crossval", architecture))
+        for number in range(5):
+            epochs = FOLDS * 3 if number % 2 == 0 else 3
+            scores = [0.3 + 0.05 * a + 0.04 * epoch + 0.01 * number for epoch in range(1, epochs + 1)]
+            params = {"optim.lr": 10.0 ** (-number), "loss.segmentation": ["bce_dice", "dice_ce"][number % 2]}
+            state = "complete" if number % 2 == 0 else "pruned"
+            trials.append(
+                {"number": number, "architecture": architecture, "state": state, "score": scores[-1],
+                 "folds_done": epochs // 3, "epochs": epochs, "seconds": 1.0, "params": json.dumps(params)}
+            )  # fmt: skip
+            history += [
+                {"run": f"{architecture}-{number}", "architecture": architecture, "epoch": epoch + 1, "score": score}
+                for epoch, score in enumerate(scores)
+            ]
+    storage.write_table(storage.join(out, "trials.parquet"), pa.Table.from_pylist(trials))
+    storage.write_table(storage.join(out, "history.parquet"), pa.Table.from_pylist(history))
+    best = {name: {"trial": 4, "score": 0.5, "experiment": small(name).to_dict()} for name in ARCHITECTURES}
+    counts = {"complete": 9, "pruned": 6, "failed": 0}
+    summary = {"trials": counts, "best": best, "busy_share": 0.9, "seconds": 75.0, "data": data}
+    storage.write_json(storage.join(out, "summary.json"), summary)
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> str:
+    url = str(tmp_path_factory.mktemp("report") / "phantom")
+    ingest_phantom(url, cases=16, slices_per_case=4, size=48)
+    return url
+
+
+@pytest.fixture(scope="session")
+def table(phantom: str) -> SliceTable:
+    torch.set_num_threads(1)
+    return load_table(phantom, small("unet").data)
+
+
+@pytest.fixture(scope="session")
+def study(phantom: str, table: SliceTable) -> Path:
+    out = Path(phantom).parent / "study"
+    write_study(phantom, table, str(out))
+    return out
+
+
+@pytest.fixture(scope="session")
+def crossval(study: Path) -> Path:
+    return study / "crossval" / "joint_unet"
+
+
+@pytest.fixture(scope="session")
+def single_run(crossval: Path) -> Path:
+    return crossval / "fold-1"

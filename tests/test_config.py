@@ -1,0 +1,220 @@
+"""Experiment: what is refused and how it says so, overrides, recipes, digest, JSON Schema."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from braintum.config import (
+    ConfigError,
+    Experiment,
+    ModelConfig,
+    architectures,
+    json_schema,
+    parse_overrides,
+    recipes,
+    register,
+)
+
+
+def test_defaults_are_the_u_net_papers() -> None:
+    experiment = Experiment()
+    assert (experiment.optim.name, experiment.optim.lr, experiment.training.batch_size) == ("adam", 1e-4, 16)
+    assert (experiment.schedule.name, experiment.schedule.factor, experiment.schedule.patience) == ("plateau", 0.5, 7)
+    assert (experiment.training.epochs, experiment.training.early_stopping) == (100, 15)
+    assert (experiment.data.image_size, experiment.augment.rotate) == (256, 15)
+    assert experiment == Experiment.load("papers/unet")
+
+
+def test_recipe_of_the_braintumnet_paper() -> None:
+    experiment = Experiment.load("papers/braintumnet")
+    assert (experiment.optim.name, experiment.optim.lr, experiment.training.batch_size) == ("adam", 1e-4, 16)
+    assert (experiment.schedule.name, experiment.training.epochs) == ("cosine", 250)
+    assert (experiment.loss.segmentation_weight, experiment.loss.classification_weight) == (1.0, 0.7)
+    assert (experiment.augment.rotate, experiment.augment.flip_horizontal, experiment.augment.flip_vertical) == (
+        30,
+        0.5,
+        0.5,
+    )
+    assert not experiment.needs_validation
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_shipped_recipe_loads_for_every_architecture(recipe: str) -> None:
+    for architecture in architectures():
+        assert Experiment.load(recipe, {"model.name": architecture}).model.name == architecture
+
+
+@pytest.mark.parametrize("architecture", architectures())
+def test_reading_back_what_was_written_changes_nothing(architecture: str) -> None:
+    experiment = Experiment.load("fast", {"model.name": architecture, "training.early_stopping": 3})
+    read = Experiment.from_dict(yaml.safe_load(experiment.to_yaml()))
+    assert read == experiment
+    assert read.digest == experiment.digest
+
+
+def test_early_stopping_that_is_off_stays_off(tmp_path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(Experiment.load("fast").to_yaml())
+    assert Experiment.load(file).training.early_stopping is None
+
+
+def test_digest_is_that_of_the_resolved_settings(tmp_path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("optim: {name: adam, beta1: 0.9}\n")  # both are defaults
+    assert Experiment.load(file).digest == Experiment().digest
+    assert Experiment.load(file, {"optim.beta1": 0.95}).digest != Experiment().digest
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"),
+    [
+        ("optim.lrr=1", "optim.lrr: no such field; fields: name, lr,"),
+        ("optimizer.lr=1", "'optimizer' is not a part; parts: data, model,"),
+        ("lr=1", "lr: expected a path of two parts, such as optim.lr"),
+        ("model.name=vgg", "'vgg' is not an architecture; known: attention_unet, "),
+        ("model.widht=8", "widht: no such field; fields of unet: name, width,"),
+        ("model.width=0", "width: 0: Input should be greater than or equal to 1"),
+        ("optim.lr=fast", "optim.lr: 'fast': Input should be a valid number"),
+        ("optim.name=lion", "optim.name: 'lion': Input should be 'adam', 'adamw' or 'sgd'"),
+        ("optim.momentum=0.9", "momentum has no effect with name=adam; it belongs to sgd. Leave it out"),
+        ("schedule.warmup_epochs=3", "warmup_epochs has no effect with name=plateau; it belongs to cosine"),
+        ("training.average_decay=0.9", "average_decay has no effect with weights other than average"),
+        ("training.batch_size=1.5", "training.batch_size: 1.5: Input should be a valid integer"),
+        ("training.batch_size=true", "training.batch_size: True: Input should be a valid integer"),
+        ("data.image_size=100", "data.image_size: 100 is not divisible by 16, which unet needs"),
+        ("data.classes=[glioma]", "classes: a classifier needs two or more classes"),
+        ("data.classes={a: [x], b: [x]}", "classes: label 'x' is in two classes"),
+        ("model.attention_width=0.5", "attention_width has no effect with attention=none"),
+        ("data.classes={a: x, b: y}", "data.classes.a: 'x': Input should be a valid"),
+        ("data.classes=[1, 2]", "data.classes"),
+        ("optim.lr=2026-01-31", "date"),
+        ("optim.lr=.nan", "optim.lr"),
+        ("optim.weight_decay=.inf", "optim.weight_decay"),
+        ("loss.classification_weight=.inf", "loss.classification_weight"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(assignment: str, says: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        Experiment.load(None, parse_overrides([assignment]))
+    assert says in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_two_wrong_fields_are_both_named() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.lr: .*; training\.epochs: "):
+        Experiment.load(None, {"optim.lr": -1, "training.epochs": 0})
+
+
+def test_cosine_warmup_must_end() -> None:
+    changes = {"schedule.name": "cosine", "schedule.warmup_epochs": 5, "training.epochs": 5}
+    with pytest.raises(ConfigError, match=r"schedule\.warmup_epochs: must be less than training\.epochs"):
+        Experiment.load(None, changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("optim: [", "not valid YAML"), ("- 1", "expected settings"), ("optim: 3", "optim")],
+)
+def test_a_file_that_is_no_experiment_is_refused(tmp_path, text: str, says: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=says) as refusal:
+        Experiment.load(file)
+    assert "\n" not in str(refusal.value)
+    assert "bad.yaml" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("nowhere.yaml", "no such file"), ("papers/unett", "recipes: fast, papers/braintumnet, papers/unet")],
+)
+def test_a_recipe_that_is_not_there(name: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Experiment.load(name)
+
+
+def test_numbers_are_read_as_people_write_them() -> None:
+    assert parse_overrides(["optim.lr=1e-4", "a.b=none", "c.d=null", "e.f=[x, y]"]) == {
+        "optim.lr": 1e-4,
+        "a.b": "none",
+        "c.d": None,
+        "e.f": ["x", "y"],
+    }
+    with pytest.raises(ConfigError, match="expected path=value"):
+        parse_overrides(["optim.lr"])
+
+
+def test_another_name_starts_that_part_afresh() -> None:
+    experiment = Experiment.load("fast", {"optim.lr": 0.1, "optim.name": "sgd"})
+    assert (experiment.optim.name, experiment.optim.lr, experiment.optim.momentum) == ("sgd", 0.1, 0.9)
+    assert (experiment.optim.beta1, experiment.optim.weight_decay) == (None, 0.0)
+    assert experiment.training == Experiment.load("fast").training
+
+
+def test_the_same_name_keeps_the_part() -> None:
+    assert Experiment.load("fast", {"optim.name": "adamw"}) == Experiment.load("fast")
+
+
+def test_classes_as_a_list_are_short_for_a_map() -> None:
+    experiment = Experiment.load(None, parse_overrides(["data.classes=[glioma, meningioma]"]))
+    assert experiment.data.classes == {"glioma": ("glioma",), "meningioma": ("meningioma",)}
+
+
+def test_classes_can_be_merged() -> None:
+    experiment = Experiment.load(
+        None, parse_overrides(["data.classes={tumour: [glioma, meningioma], none: [no_tumor]}"])
+    )
+    assert experiment.data.classes == {"tumour": ("glioma", "meningioma"), "none": ("no_tumor",)}
+    assert Experiment.from_dict(experiment.to_dict()) == experiment
+
+
+def test_an_option_of_the_default_architecture_needs_no_name() -> None:
+    assert Experiment.load(None, {"model.width": 8}).model.model_dump()["width"] == 8
+
+
+def test_validation_is_needed_where_something_is_chosen() -> None:
+    fixed = {"training.weights": "last", "training.early_stopping": None, "schedule.name": "constant"}
+    assert not Experiment.load(None, fixed).needs_validation
+    for change in ({"training.weights": "best"}, {"training.early_stopping": 3}, {"schedule.name": "plateau"}):
+        assert Experiment.load(None, {**fixed, **change}).needs_validation
+
+
+def test_presets_are_options_of_one_network() -> None:
+    presets = {name: Experiment.load(None, {"model.name": name}).model for name in ("unet", "attention_unet")}
+    assert presets["attention_unet"].model_dump(exclude={"name"}) == {
+        **presets["unet"].model_dump(exclude={"name"}),
+        "attention": "gate",
+    }
+    assert Experiment.load(None, {"model.name": "joint_unet"}).model.tasks == {"segmentation", "classification"}
+
+
+def test_an_architecture_is_registered_once() -> None:
+    with pytest.raises(ValueError, match="'unet' is registered twice"):
+
+        @register("unet")
+        class Second(ModelConfig):
+            pass
+
+
+def test_schema_names_every_field_of_every_architecture() -> None:
+    schema = json_schema()
+    assert {option["$ref"].removeprefix("#/$defs/model_") for option in schema["properties"]["model"]["oneOf"]} == set(
+        architectures()
+    )
+    assert schema["$defs"]["model_attention_unet"]["properties"]["attention"]["default"] == "gate"
+    assert set(schema["properties"]) == set(Experiment.model_fields)
+
+
+def test_checking_a_configuration_needs_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys, braintum.config, braintum.models, braintum.tuning.space, braintum.cli\n"
+        "braintum.config.Experiment.load('papers/unet')\n"
+        "braintum.tuning.space.SearchSpace.load('search_spaces/all_architectures.yaml')\n"
+        "print(sorted({'torch', 'ray', 'pyarrow', 'optuna', 'sklearn'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,285 @@
+"""Search spaces: what is refused before anything starts, conditions, and what Optuna is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+
+from braintum.config import ConfigError, Experiment, recipes
+from braintum.tuning.space import SearchSpace
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "search_spaces").glob("*.yaml"))
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "architectures": ["unet", "joint_unet"],
+    "base": "fast",
+    "folds": 2,
+    "trials": 4,
+    "parameters": {"optim.lr": {"log_uniform": [1e-4, 1e-2]}},
+}
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Writes a small space with some fields replaced; `None` leaves a field out."""
+
+    def write(**fields: Any) -> Path:
+        settings = {key: value for key, value in {**SMALL, **fields}.items() if value is not None}
+        file = tmp_path / "space.yaml"
+        file.write_text(yaml.safe_dump(settings, sort_keys=False))
+        return file
+
+    return write
+
+
+def ask(space: SearchSpace, architecture: str | None, number: int = 200) -> list[tuple[str, dict[str, Any]]]:
+    """What a random search would try."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [space.suggest(study.ask(), architecture) for _ in range(number)]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_space_gives_valid_experiments(path: Path) -> None:
+    space = SearchSpace.load(path)
+    assert space.name == path.stem
+    assert f"braintum search search_spaces/{path.name}" in path.read_text()
+    for architecture in space.architectures:
+        for name, values in ask(space, architecture, 50):
+            experiment = space.experiment(name, values)
+            assert experiment.model.name == architecture
+            assert all(getattr(getattr(experiment, p.split(".")[0]), p.split(".")[1]) == v for p, v in values.items())
+
+
+def test_every_question_has_its_space() -> None:
+    names = {path.stem for path in SHIPPED}
+    assert names >= {"quick", "smoke", "learning_rate", "attention", "loss_weighting", "all_architectures"}
+    assert set(recipes()) >= {"papers/unet", "papers/braintumnet", "fast"}
+
+
+def test_base_overrides_and_values_in_this_order(make: Make) -> None:
+    space = SearchSpace.load(make(overrides={"model.width": 8, "optim.lr": 5e-3, "training.epochs": 7}))
+    experiment = space.experiment("joint_unet", {"optim.lr": 2e-3})
+    assert experiment == Experiment.load(
+        "fast", {"model.name": "joint_unet", "model.width": 8, "training.epochs": 7, "optim.lr": 2e-3}
+    )
+
+
+def test_trials_are_shared_out_and_replaced(make: Make) -> None:
+    assert SearchSpace.load(make(trials=5)).shares() == {"unet": 3, "joint_unet": 2}
+    assert SearchSpace.load(make(), trials=9).shares() == {"unet": 5, "joint_unet": 4}
+    joint = make(architectures=["unet", "attention_unet"], joint=True)
+    assert SearchSpace.load(joint).shares() == {"small": 4}
+    assert SearchSpace.load(make(), folds=3).folds == 3
+
+
+def test_a_fixed_setting_replaces_an_override(make: Make) -> None:
+    space = SearchSpace.load(make(overrides={"training.epochs": 9}), overrides={"training.epochs": 8})
+    assert space.experiment("unet", {}).training.epochs == 8
+    with pytest.raises(ConfigError, match=r"--set optim\.lr: is searched"):
+        SearchSpace.load(make(), overrides={"optim.lr": 1e-3})
+
+
+def test_a_condition_on_a_parameter(make: Make) -> None:
+    space = SearchSpace.load(
+        make(
+            parameters={
+                "model.attention": {"choice": ["none", "gate", "cbam"]},
+                "model.attention_width": {"choice": [0.25, 0.5], "when": {"model.attention": ["gate", "cbam"]}},
+            }
+        )
+    )
+    asked = [values for _, values in ask(space, "unet")]
+    assert {values["model.attention"] for values in asked} == {"none", "gate", "cbam"}
+    assert all(("model.attention_width" in values) == (values["model.attention"] != "none") for values in asked)
+
+
+def test_a_condition_on_a_condition(make: Make) -> None:
+    space = SearchSpace.load(
+        make(
+            parameters={
+                "optim.name": {"choice": ["adam", "sgd"]},
+                "optim.nesterov": {"choice": [True, False], "when": {"optim.name": "sgd"}},
+                "optim.momentum": {"uniform": [0.5, 0.9], "when": {"optim.nesterov": True}},
+            }
+        )
+    )
+    asked = [values for _, values in ask(space, "unet")]
+    assert {frozenset(values) for values in asked} == {
+        frozenset({"optim.name"}),
+        frozenset({"optim.name", "optim.nesterov"}),
+        frozenset({"optim.name", "optim.nesterov", "optim.momentum"}),
+    }
+    assert all(values.get("optim.nesterov", False) == ("optim.momentum" in values) for values in asked)
+
+
+@pytest.mark.parametrize(
+    ("when", "users"),
+    [
+        ({"tasks": "both"}, {"joint_unet"}),
+        ({"tasks": ["segmentation", "both"]}, {"unet", "attention_unet", "joint_unet"}),
+        ({"model.name": "attention_unet"}, {"attention_unet"}),
+        ({"model.attention": "gate"}, {"attention_unet"}),
+        ({"model.attention": ["none", "gate"], "tasks": "segmentation"}, {"unet", "attention_unet"}),
+    ],
+)
+def test_a_condition_on_the_architecture(make: Make, when: dict[str, Any], users: set[str]) -> None:
+    architectures = ["unet", "attention_unet", "classifier", "joint_unet"]
+    space = SearchSpace.load(
+        make(architectures=architectures, parameters={"augment.rotate": {"uniform": [0, 30], "when": when}})
+    )
+    assert {name for name in architectures if any(values for _, values in ask(space, name, 3))} == users
+
+
+def test_a_joint_study_asks_for_the_architecture_first(make: Make) -> None:
+    parameters = {
+        "optim.lr": {"log_uniform": [1e-4, 1e-2]},
+        "model.attention_width": {"choice": [0.25, 0.5], "when": {"model.name": "attention_unet"}},
+    }
+    space = SearchSpace.load(make(architectures=["unet", "attention_unet"], joint=True, parameters=parameters))
+    asked = ask(space, None)
+    assert {name for name, _ in asked} == {"unet", "attention_unet"}
+    assert all(("model.attention_width" in values) == (name == "attention_unet") for name, values in asked)
+    assert space.defaults("unet") == {"model.name": "unet", "optim.lr": 3e-3}
+
+
+def test_distributions_are_those_of_the_file(make: Make) -> None:
+    space = SearchSpace.load(
+        make(
+            parameters={
+                "optim.lr": {"log_uniform": [1e-4, 1e-2]},
+                "augment.rotate": {"uniform": [0, 30]},
+                "training.epochs": {"int": [4, 6]},
+                "optim.clip_norm": {"choice": [None, 1.0]},
+            }
+        )
+    )
+    trial = optuna.create_study().ask()
+    space.suggest(trial, "unet")
+    assert trial.distributions == {
+        "optim.lr": optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True),
+        "augment.rotate": optuna.distributions.FloatDistribution(0, 30),
+        "training.epochs": optuna.distributions.IntDistribution(4, 6),
+        "optim.clip_norm": optuna.distributions.CategoricalDistribution((None, 1.0)),
+    }
+
+
+def test_the_first_trial_is_the_base_recipe(make: Make) -> None:
+    parameters = {
+        "optim.lr": {"log_uniform": [1e-4, 1e-2]},
+        "training.epochs": {"int": [4, 6]},  # the recipe's lie outside
+        "model.attention": {"choice": ["none", "gate"]},
+        "model.attention_width": {"choice": [0.25, 0.5], "when": {"model.attention": "gate"}},
+    }
+    space = SearchSpace.load(make(parameters=parameters))
+    defaults = space.defaults("unet")
+    assert defaults == {"optim.lr": 3e-3, "model.attention": "none"}
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.enqueue_trial(defaults)
+    _, values = space.suggest(study.ask(), "unet")
+    assert values.items() >= defaults.items()
+    assert 4 <= values["training.epochs"] <= 6
+
+
+def test_digest_is_of_what_a_trial_means(make: Make) -> None:
+    digest = SearchSpace.load(make()).digest
+    assert SearchSpace.load(make(trials=50, resources={"max_concurrent": 3})).digest == digest
+    for change in ({"folds": 3}, {"base": "papers/unet"}, {"sampler": {"seed": 1}}, {"overrides": {"model.width": 8}}):
+        assert SearchSpace.load(make(**change)).digest != digest
+
+
+LR = {"log_uniform": [1e-4, 1e-2]}
+ATTENTION = {"choice": ["none", "gate"]}
+ALL = ["unet", "classifier", "joint_unet"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"trails": 3}, "trails: no such field; fields: name, architectures"),
+        ({"architectures": ["unet", "vgg"]}, "'vgg' is not an architecture; known: attention_unet"),
+        ({"architectures": ["unet", "unet"]}, "an architecture stands there twice"),
+        ({"architectures": None}, "architectures: Field required"),
+        ({"name": "a/b"}, "name: 'a/b'"),
+        ({"base": "papers/vgg"}, "recipes: fast"),
+        ({"overrides": {"optim.lrr": 1}}, "optim.lrr: no such field"),
+        ({"overrides": {"model.name": "unet"}}, "listed under `architectures`"),
+        ({"trials": 1}, "trials: 1: too few for 2 architectures"),
+        ({"folds": 1}, "folds: 1: Input should be greater than or equal to 2"),
+        ({"resources": {"gpu": 1}}, "resources.gpu: no such field; fields: workers, gpus_per_worker"),
+        ({"resources": {"workers": 2, "trials_per_gpu": 2}}, "trials share a GPU only with workers: 1"),
+        ({"resources": {"max_concurrent": 0}}, "max_concurrent: 0: expected auto or a number from 1"),
+        ({"score": {"loss": 1.0}}, "'loss' is not known after every epoch; choose from dice"),
+        ({"score": {"dice": -1.0}}, "dice: -1.0: the weight must be above 0"),
+        ({"score": {"macro_f1": 1.0}}, "score: macro_f1: unet has none of these metrics"),
+        ({"joint": True}, "scores of architectures with different tasks do not compare"),
+        ({"sampler": {"name": "annealing"}}, "sampler.name: 'annealing'"),
+        ({"scheduler": {"name": "none", "grace_epochs": 3}}, "grace_epochs has no effect with name=none"),
+        ({"scheduler": {"grace_epochs": 36}}, "must be less than the epochs of a trial, 36"),
+        ({"parameters": {}}, "parameters"),
+        ({"parameters": {"optim.lrr": LR}}, "parameters.optim.lrr: no such field of unet; did you mean optim.lr"),
+        ({"parameters": {"zzz.q": LR}}, "no such field of unet; parts: data, model"),
+        ({"parameters": {"model.name": ATTENTION}}, "listed under `architectures`"),
+        ({"parameters": {"optim.lr": {"log_uniform": [1e-4, 100]}}}, "optim.lr: 100"),
+        ({"parameters": {"optim.lr": {"log_uniform": [0, 1]}}}, "must start above 0"),
+        ({"parameters": {"optim.lr": {"uniform": [1, 0.1]}}}, "the first number must be less than the second"),
+        ({"parameters": {"optim.lr": {"uniform": [0.1, 1], "choice": [1]}}}, "expected one of log_uniform"),
+        ({"parameters": {"optim.lr": {}}}, "expected one of log_uniform, uniform, int, choice; found none"),
+        ({"parameters": {"optim.lr": {"normal": [0, 1]}}}, "optim.lr.normal: no such field; fields: log_uniform"),
+        ({"parameters": {"model.attention": {"choice": ["none", "gated"]}}}, "attention: 'gated'"),
+        ({"parameters": {"model.attention": {"choice": []}}}, "choice"),
+        ({"parameters": {"training.epochs": {"uniform": [2, 4.5]}}}, "training.epochs: 2.0: Input should be a valid integer"),
+        ({"parameters": {"data.image_size": {"int": [64, 96]}}}, "65 is not divisible by 16"),
+        (
+            {"architectures": ALL, "parameters": {"model.attention": ATTENTION}},
+            "when: {model.name: [unet, joint_unet]}",
+        ),
+        ({"parameters": {"loss.classification_weight": LR}}, "has no effect on unet, which has segmentation only"),
+        (
+            {"parameters": {"model.attention_width": {"choice": [0.5], "when": {"model.attention": "gate"}}}},
+            "when: holds for no architecture of unet, joint_unet",
+        ),
+        (
+            {"parameters": {"optim.lr": {**LR, "when": {"model.attention": "gate"}}, "model.attention": ATTENTION}},
+            "when.model.attention: must stand before optim.lr",
+        ),
+        (
+            {"parameters": {"model.attention": ATTENTION, "optim.lr": {**LR, "when": {"model.attention": "cbma"}}}},
+            "'cbma' cannot occur; it is one of none, gate",
+        ),
+        (
+            {"parameters": {"optim.lr": {**LR, "when": {"model.atention": "gate"}}}},
+            "parameters.optim.lr.when.model.atention: no such field; did you mean model.attention",
+        ),
+        ({"parameters": {"optim.lr": {**LR, "when": {"tasks": "joint"}}}}, "'joint' cannot occur"),
+        ({"parameters": {"optim.lr": {**LR, "when": {"optim.lr": 1}}}}, "optim.lr"),
+        ({"parameters": {"model.classify": {"choice": [True, False]}}}, "changes the tasks of unet"),
+        (
+            {"parameters": {"data.image_size": {"choice": [96, 128]}, "model.depth": {"int": [3, 6]}}},
+            "data.image_size: 96 is not divisible by 64",
+        ),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_in_one_line(make: Make, fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        SearchSpace.load(make(**fields))
+    assert says in str(refusal.value)
+    assert "space.yaml: " in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("text", "says"), [("a: [", "not valid YAML"), ("[]", "expected a search space")])
+def test_a_file_that_is_no_space_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        SearchSpace.load(file)
+    with pytest.raises(ConfigError, match="no such file"):
+        SearchSpace.load(tmp_path / "none.yaml")
