@@ -43,7 +43,7 @@ class _Yaml(yaml.SafeLoader):
     """YAML 1.1 reads `1e-4` as a string (it wants a dot); people write it in every recipe, so here it is a float."""
 
 
-_Yaml.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Yaml.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
@@ -134,7 +134,9 @@ def register(name: str, **preset: Any) -> Callable[[C], C]:
 
     def decorate(cls: C) -> C:
         if name in _REGISTRY:
-            raise ValueError(f"architecture {name!r} is registered twice: {_REGISTRY[name][0].__name__}, {cls.__name__}")
+            raise ValueError(
+                f"architecture {name!r} is registered twice: {_REGISTRY[name][0].__name__}, {cls.__name__}"
+            )
         _REGISTRY[name] = (cls, preset)
         return cls
 

@@ -40,7 +40,8 @@ def ray_here() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "phantom"
-    assert main(["ingest", "phantom", "--out", str(out), *"--cases 16 --slices-per-case 2 --size 32".split()]) == 0
+    size = ["--cases", "20", "--slices-per-case", "2", "--size", "32"]
+    assert main(["ingest", "phantom", "--out", str(out), *size]) == 0
     return out
 
 
@@ -180,9 +181,10 @@ def test_a_command_line_that_cannot_be_read(capfd: pytest.CaptureFixture[str], c
 
 def test_an_output_of_ingest_that_exists(capfd: pytest.CaptureFixture[str], tmp_path: Path, folder: Path) -> None:
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious.txt").write_text("keep")
     for source in (["phantom"], ["folder", str(folder)]):
         refused(capfd, ["ingest", *source, "--out", str(tmp_path / "out")], "exists; choose another --out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious.txt"]
 
 
 def test_a_report_of_nothing(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -254,9 +256,10 @@ class TestDataThatCannotBeTrainedOn:
     ) -> None:
         out = tmp_path / "out"
         out.mkdir()
+        (out / "precious.txt").write_text("keep")
         refused(capfd, [*command, "--data", str(phantom), "--out", str(out)], str(out), "exists", "--out")
         refused(capfd, [*command, "--data", str(phantom), "--out", str(out), "--resume"], str(out))
-        assert list(out.iterdir()) == []
+        assert [path.name for path in out.iterdir()] == ["precious.txt"]
 
 
 @pytest.mark.ray

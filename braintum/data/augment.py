@@ -57,8 +57,7 @@ def augment_batch(image_BCHW: Tensor, mask_B1HW: Tensor, draws_BP: Tensor, augme
         # theta maps a pixel of the result to its place in the source, in units of half a side: hence the shape's ratio
         row_x = [cos_B * flip_x_B, -sin_B * flip_x_B * height / width, spread_PB[4] * 2 * augment.shift]
         row_y = [sin_B * flip_y_B * width / height, cos_B * flip_y_B, spread_PB[5] * 2 * augment.shift]
-        theta_B23 = torch.stack([torch.stack(row_x, 1), torch.stack(row_y, 1)], 1)
-        grid_BHW2 = F.affine_grid(theta_B23, list(mask_B1HW.shape), align_corners=False)
+        grid_BHW2 = _affine_grid(torch.stack([torch.stack(row_x, 1), torch.stack(row_y, 1)], 1), height, width)
         image_BCHW = F.grid_sample(image_BCHW, grid_BHW2, "bilinear", "zeros", align_corners=False)
         mask_B1HW = F.grid_sample(mask_B1HW, grid_BHW2, "nearest", "zeros", align_corners=False)
     if augment.brightness or augment.contrast:
@@ -67,3 +66,15 @@ def augment_batch(image_BCHW: Tensor, mask_B1HW: Tensor, draws_BP: Tensor, augme
         offset_BC11 = mean_BC11 * (1 - factor_B111) + (spread_PB[7] * augment.brightness)[:, None, None, None]
         image_BCHW = torch.addcmul(offset_BC11, image_BCHW, factor_B111).clamp_(0, 1)
     return image_BCHW, mask_B1HW
+
+
+def _affine_grid(theta_B23: Tensor, height: int, width: int) -> Tensor:
+    """F.affine_grid(..., align_corners=False), written as a column plus a row: several times faster on a CPU."""
+    x_W = (torch.arange(width, device=theta_B23.device) * 2 + 1) / width - 1
+    y_H = (torch.arange(height, device=theta_B23.device) * 2 + 1) / height - 1
+    along_x_B2W = theta_B23[:, :, 0:1] * x_W
+    along_y_B2H = theta_B23[:, :, 1:2] * y_H + theta_B23[:, :, 2:3]
+    grid_BHW2 = theta_B23.new_empty(len(theta_B23), height, width, 2)
+    for axis in (0, 1):
+        torch.add(along_x_B2W[:, axis, None, :], along_y_B2H[:, axis, :, None], out=grid_BHW2[..., axis])
+    return grid_BHW2

@@ -35,10 +35,11 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def refuse_existing(url: str) -> None:
-    """Raises DataError if there is something at `url` (an empty folder is nothing)."""
+    """Raises DataError if there is a file at `url` or under it (empty folders are nothing)."""
     fs, path = filesystem(url)
     fs.invalidate_cache()
-    if fs.exists(path) and (fs.isfile(path) or fs.ls(path, detail=False)):
+    # some object stores list a folder that was emptied, as a file without a name in itself
+    if fs.isfile(path) or any(name for _, _, names in fs.walk(path) for name in names):
         raise DataError(f"{url}: exists; choose another --out")
 
 

@@ -29,7 +29,7 @@ STYLE: Any = {  # Any: matplotlib's type is a literal of all its settings
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure, as text of an <svg> element and as a PNG of 200 dpi."""
+    """One figure, as text of an <svg> element and as a PNG of 150 dpi."""
 
     name: str
     title: str
@@ -46,7 +46,7 @@ def draw(name: str, title: str, note: str, size: tuple[float, float], paint: Cal
         svg, png = io.StringIO(), io.BytesIO()
         canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
         canvas.set_layout_engine("none")  # laid out once: it costs more than the drawing
-        canvas.savefig(png, format="png", dpi=200, metadata={"Software": None})
+        canvas.savefig(png, format="png", dpi=150, metadata={"Software": None})
     text = svg.getvalue()
     return Figure(name, title, note, text[text.index("<svg") :], png.getvalue())
 

@@ -1,4 +1,4 @@
-"""The two best configurations, compared slice by slice, in words."""
+"""The two best configurations, compared slice by slice."""
 
 from __future__ import annotations
 
@@ -24,27 +24,19 @@ def comparisons(results: Results) -> list[tuple[str, str, PairedDifference]]:
     return found
 
 
-def sentence(first: str, second: str, found: PairedDifference) -> str:
-    """What the difference is, how sure it is, and what limits that."""
-    units = f"{found.num_units} {found.unit}s" + ("" if found.unit == "slice" else f" ({found.num_slices:,} slices)")
-    said = (
-        f"{WORDS[found.metric]}: {first} − {second} = {found.difference:+.3f} "
-        f"(95 % interval {found.low:+.3f} to {found.high:+.3f}, paired over {units}; "
-        f"Wilcoxon p {_equals(found.p)})."
-    )
-    if found.least_p > 0.05:
-        said += (
-            f" So few {found.unit}s cannot decide it: the smallest p that {found.num_units} could give is "
-            f"{text(found.least_p, P_VALUE)}."
-        )
-    if found.unit == "slice":
-        said += " Slices of one patient are not independent and patients are not known here: p is too small."
-    return said
-
-
-def _equals(p: float) -> str:
-    said = text(p, P_VALUE)
-    return said if said.startswith("<") else f"= {said}"
+def limits(results: Results) -> list[str]:
+    """What keeps these differences from being sure."""
+    words = []
+    units = {found.unit: found for _, _, found in comparisons(results)}
+    for unit, found in units.items():
+        if found.least_p > 0.05:
+            words.append(
+                f"{found.num_units} {unit}s cannot decide which is better: the smallest p that so few could give is "
+                f"{text(found.least_p, P_VALUE)}."
+            )
+        if unit == "slice":
+            words.append("Slices of one patient are not independent, and patients are not known here: p is too small.")
+    return words
 
 
 def comparison_table(results: Results) -> Table | None:
@@ -56,4 +48,8 @@ def comparison_table(results: Results) -> Table | None:
     for first, second, d in found:
         numbers: list[Cell] = [d.difference, d.low, d.high, d.p]
         rows.append([WORDS[d.metric], first, second, *numbers, f"{d.num_units} {d.unit}s"])
-    return Table("comparison", "The two best", columns, rows)
+    note = (
+        "Best minus second, paired over what is independent as far as the data say; bootstrap interval and two-sided "
+        "Wilcoxon signed-rank test. The two were picked by these same numbers, and p is not corrected for that."
+    )
+    return Table("comparison", "The two best", columns, rows, note)

@@ -67,7 +67,7 @@ def dice_by_class(results: Results) -> Figure | None:
             boxes = axes.boxplot(
                 list(groups.values()), positions=at, widths=width * 0.72, patch_artist=True, manage_ticks=False,
                 flierprops={"marker": ".", "ms": 2.5, "mfc": colours[entry.name], "mec": "none", "alpha": 0.45},
-                medianprops={"color": "white", "lw": 1.6}, capprops={"lw": 0},
+                medianprops={"color": INK, "lw": 1.3}, capprops={"lw": 0},
                 whiskerprops={"color": colours[entry.name], "lw": 1},
             )  # fmt: skip
             for box in boxes["boxes"]:
@@ -99,7 +99,7 @@ def confusion(results: Results) -> Figure | None:
             share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
             axes.imshow(share, cmap=_tint(colour_of(results)[entry.name]), vmin=0, vmax=1)
             for (i, j), value in np.ndenumerate(share):
-                ink = "white" if value > 0.55 else INK
+                ink = "white" if value > 0.65 else INK
                 axes.text(j, i - 0.08, f"{100 * value:.0f} %", ha="center", va="center", color=ink, size=9)
                 axes.text(j, i + 0.24, f"{counts[i, j]}", ha="center", va="center", color=ink, size=7, alpha=0.75)
             axes.set_xticks(range(len(labels)), labels, rotation=25, ha="right", rotation_mode="anchor")
@@ -151,6 +151,8 @@ def _training(entry: Entry, colour: str) -> Figure | None:
             axes.set_ylim(bottom=0)
             if len(columns) > 1:
                 axes.legend(handlelength=1.8)
+            elif title == "Validation part":
+                axes.set_ylabel(LABELS[columns[0].removeprefix("validation_")])
 
     note = "One line a fold." if len(folds) > 1 else ""
     return draw(f"training_{entry.name}", entry.name, note, (2.9 * len(shown), 2.3), paint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass
 
 import yaml
@@ -14,7 +13,7 @@ from braintum.data.schema import DataError
 from braintum.data.shards import read_card
 from braintum.reporting import tables
 from braintum.reporting.canvas import Figure
-from braintum.reporting.comparison import comparison_table, comparisons, sentence
+from braintum.reporting.comparison import comparison_table, limits
 from braintum.reporting.figures import confusion, dice_by_class, fold_scores, training_curves
 from braintum.reporting.overlays import PREDICTED, TRUE, overlays
 from braintum.reporting.results import Results, read_results
@@ -67,7 +66,7 @@ def _sections(results: Results) -> list[Section]:
         Section(
             "results",
             "Results",
-            _caveats(results) + [sentence(*found) for found in comparisons(results)],
+            _caveats(results) + limits(results),
             [tables.leaderboard(results)] if entries else [],
             _present(fold_scores(results)),
         ),
@@ -79,8 +78,7 @@ def _sections(results: Results) -> list[Section]:
             [table for entry in entries if (table := tables.classes(entry))],
             _present(dice_by_class(results), confusion(results)),
         ),
-        Section("folds", "Every fold", [], [tables.folds(entry) for entry in entries], []),
-        Section("averages", "Slices and cases", [], [tables.slices_and_cases(entry) for entry in entries], []),
+        Section("metrics", "Every metric", [], [tables.every_metric(entry) for entry in entries], []),
         Section("training", "Training", [], [], training_curves(results)),
     ]
     if compared:
@@ -103,8 +101,6 @@ def _caveats(results: Results) -> list[str]:
             "The search chose these configurations by their scores on the same folds, so the numbers lean to the "
             "optimistic side; slices that no search has seen would tell by how much."
         )
-    if len(results.entries) > 1:
-        words.append("The two best below were picked by these same numbers; p values are not corrected for that.")
     counts = [entry.summary["counts"] for entry in results.entries]
     undefined = {entry.name: n for entry, c in zip(results.entries, counts, strict=True) if (n := c["hd_undefined"])}
     if undefined:
@@ -130,7 +126,6 @@ def _render(results: Results, sections: list[Section]) -> str:
     environment = Environment(
         loader=PackageLoader("braintum.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["cell"] = tables.text
     return environment.get_template("report.html.j2").render(
         results=results,
         sections=sections,
@@ -138,7 +133,6 @@ def _render(results: Results, sections: list[Section]) -> str:
         settings=[(entry.name, yaml.safe_dump(entry.experiment, sort_keys=False)) for entry in results.entries],
         svg=lambda figure: Markup(figure.svg),  # noqa: S704 - drawn here, by matplotlib, which escapes text
         outline={"true": TRUE, "predicted": PREDICTED},
-        date=datetime.date.today().isoformat(),
     )
 
 
@@ -168,7 +162,7 @@ def _data_words(results: Results) -> str:
 
 
 def _held_out(folds: list[str]) -> str:
-    return f"{len(folds)} folds, one after another: {', '.join(folds)}" if len(folds) > 1 else folds[0]
+    return f"{len(folds)} folds: {', '.join(folds)}" if len(folds) > 1 else folds[0]
 
 
 def _duration(seconds: float) -> str:

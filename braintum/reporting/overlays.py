@@ -69,7 +69,7 @@ def overlays(results: Results) -> tuple[Figure | None, str]:
             axes.set_ylabel(name, size=9, color=INK)
 
     note = "Slices with tumour from the worst to the best by mean Dice over the rows, each predicted while held out."
-    size = (1.5 * len(chosen) + 0.3, 1.62 * (1 + len(entries)) + 0.3)
+    size = (1.75 * len(chosen) + 0.3, 1.88 * (1 + len(entries)) + 0.3)
     return draw("overlays", "Pictures", note, size, paint), ""
 
 

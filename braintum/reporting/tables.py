@@ -16,7 +16,7 @@ LABELS = {
     "precision": "Precision", "f1": "F1", "both_right": "Both right",
 }  # fmt: skip
 SMALLER_IS_BETTER = frozenset(("hd", "hd95", "false_mask_rate"))
-LEADERBOARD = ("dice", "iou", "hd95", "dice_all", "false_mask_rate", "accuracy", "macro_f1", "auroc", "both_right")
+LEADERBOARD = ("dice", "hd95", "dice_all", "false_mask_rate", "accuracy", "macro_f1", "auroc", "both_right")
 PER_CLASS = ("precision", "sensitivity", "specificity", "f1", "auroc", "dice", "hd95", "false_mask_rate")
 SIGNED = ("difference", "95 % low", "95 % high")
 P_VALUE = "Wilcoxon p"
@@ -38,7 +38,7 @@ Cell = str | int | float | MeanSD | None
 
 @dataclass(frozen=True)
 class Table:
-    """`columns` are metric names or plain words; `rows` start with what they are about.
+    """Rows start with what they are about. Metrics stand as columns, or, with `metric_rows`, as rows.
 
     `compared`: rows are rivals, so that the best value of each metric is marked.
     """
@@ -50,10 +50,19 @@ class Table:
     note: str = ""
     units: dict[str, str] = field(default_factory=dict)
     compared: bool = False
+    metric_rows: bool = False
 
     def heading(self, column: str) -> str:
         unit = self.units.get(column)
         return LABELS.get(column, column) + (f" ({unit})" if unit else "")
+
+    def words(self, i: int, j: int) -> str:
+        """A cell for people."""
+        cell = self.rows[i][j]
+        if not self.metric_rows:
+            return text(cell, self.columns[j])
+        metric = str(self.rows[i][0])
+        return self.heading(metric) if j == 0 else text(cell, metric)
 
     def is_words(self, j: int) -> bool:
         """Whether a column holds words, which are set to the left, and not numbers."""
@@ -69,9 +78,12 @@ class Table:
         for j, column in enumerate(self.columns):
             values = {i: _value(row[j]) for i, row in enumerate(self.rows)}
             known = {i: value for i, value in values.items() if value is not None}
-            if column in LABELS and len(set(known.values())) > 1:
-                best = (min if column in SMALLER_IS_BETTER else max)(known.values())
-                marked |= {(i, j) for i, value in known.items() if value == best}
+            if column not in LABELS or not known:
+                continue
+            best = text((min if column in SMALLER_IS_BETTER else max)(known.values()), column)
+            shared = {i for i, value in known.items() if text(value, column) == best}  # as far as is shown
+            if len(shared) < len(known):
+                marked |= {(i, j) for i in shared}
         return marked
 
 
@@ -82,11 +94,12 @@ def text(cell: Cell, column: str = "") -> str:
     if isinstance(cell, MeanSD):
         return text(cell.mean, column) + ("" if cell.sd is None else f" ± {text(cell.sd, column)}")
     if isinstance(cell, float):
-        if column in SIGNED:
-            return f"{cell:+.3f}"
         if column == P_VALUE:
             return "< 0.001" if cell < 0.001 else f"{cell:.3f}"
-        return f"{cell:.1f}" if column in ("hd", "hd95") else f"{cell:.3f}"
+        decimals = 1 if column in ("hd", "hd95") else 3
+        rounded = round(cell, decimals) + 0.0  # no negative zero
+        sign = "+" if column in SIGNED and rounded > 0 else ""
+        return f"{sign}{rounded:.{decimals}f}".replace("-", "−")
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
@@ -101,19 +114,36 @@ def leaderboard(results: Results) -> Table:
         for entry in results.entries
     ]
     note = "Mean ± SD over folds. " if several else "One held-out part. "
-    note += "Dice, IoU and HD95 are over slices with tumour."
+    note += "Dice and HD95 are over slices with tumour."
     title = "Leaderboard" if len(rows) > 1 else "Results"
     return Table("leaderboard", title, ["architecture", *present], rows, note, _units(results.entries), compared=True)
 
 
-def folds(entry: Entry) -> Table:
-    """Every metric of every fold, and mean ± SD over them."""
+def every_metric(entry: Entry) -> Table:
+    """Every metric: of each fold, mean ± SD over folds, over all slices together and, where known, over cases."""
     summary = entry.summary
-    metrics = list(summary["metrics"])
-    rows: list[list[Cell]] = [[fold, *(values.get(m) for m in metrics)] for fold, values in summary["folds"].items()]
-    if len(rows) > 1:
-        rows.append(["mean ± SD", *(_mean_sd(summary["over_folds"][m]) for m in metrics)])
-    return Table(f"folds_{entry.name}", entry.name, ["fold", *metrics], rows, units=_units([entry]))
+    folds: dict[str, dict[str, float]] = summary["folds"]
+    cases = summary["cases"]
+    several = len(folds) > 1
+    rows: list[list[Cell]] = []
+    for metric, over_slices in summary["metrics"].items():
+        row: list[Cell] = [metric, *(values.get(metric) for values in folds.values())] if several else [metric]
+        if several:
+            row.append(_mean_sd(summary["over_folds"][metric]))
+        row.append(_mean_sd(over_slices))
+        if cases:
+            row.append(_mean_sd(cases["metrics"].get(metric)))
+        rows.append(row)
+    columns = ["metric", *(f"fold {name}" for name in folds), "over folds"] if several else ["metric"]
+    columns += ["over slices", "over cases"] if cases else ["over slices"]
+    note = f"Mean ± SD. Slices: {summary['counts']['slices']:,}, all folds together."
+    if cases:
+        note += (
+            f" Cases: {cases['cases']:,}; a case has the mean of its slices and the class of their mean probability."
+        )
+    if cases and cases["mixed_cases"]:
+        note += f" {cases['mixed_cases']} with slices of several classes are in no classification score."
+    return Table(f"metrics_{entry.name}", entry.name, columns, rows, note, _units([entry]), metric_rows=True)
 
 
 def classes(entry: Entry) -> Table | None:
@@ -128,42 +158,33 @@ def classes(entry: Entry) -> Table | None:
     return Table(f"classes_{entry.name}", entry.name, ["class", "slices", *present], rows, units=_units([entry]))
 
 
-def slices_and_cases(entry: Entry) -> Table:
-    """Averages over all slices and, where cases are known, over cases."""
-    summary = entry.summary
-    metrics = list(summary["metrics"])
-    rows: list[list[Cell]] = [["slices", *(_mean_sd(summary["metrics"][m]) for m in metrics)]]
-    if summary["cases"]:
-        found = summary["cases"]["metrics"]
-        rows.append(["cases", *(_mean_sd(found.get(m)) for m in metrics)])
-    note = "Mean ± SD over slices of all folds together"
-    if summary["cases"]:
-        note += f", and over {summary['cases']['cases']} cases"
-        if summary["cases"]["mixed_cases"]:
-            note += (
-                f" ({summary['cases']['mixed_cases']} with slices of several classes are left out of "
-                "classification scores)"
-            )
-    return Table(f"averages_{entry.name}", entry.name, ["over", *metrics], rows, note + ".", _units([entry]))
-
-
-def trials(results: Results, most: int = 20) -> Table | None:
-    """The best trials of a study, with the values that the search chose."""
+def trials(results: Results, most: int = 8) -> Table | None:
+    """The best trials of each architecture, with the values that the search chose."""
     if results.study is None:
         return None
-    ranked = sorted(results.study.trials, key=lambda t: (t.state != "complete", -1 if t.score is None else -t.score))
-    varied = sorted({path for trial in ranked for path in trial.params})
+    every = results.study.trials
+    varied = sorted({path for trial in every for path in trial.params})
     rows: list[list[Cell]] = []
-    rows += [
-        [str(t.number), t.architecture, t.state, t.score, t.folds_done, t.epochs, *settings(t.params, varied)]
-        for t in ranked[:most]
-    ]
-    more = len(ranked) - len(rows)
-    note = "Selection scores choose a configuration; they are no results."
-    if more > 0:
-        note += f" The best {most}; {more} more stand in trials.parquet."
-    columns = ["trial", "architecture", "state", "selection score", "folds", "epochs", *varied]
-    return Table("trials", "Trials", columns, rows, note)
+    for architecture in dict.fromkeys([*(entry.name for entry in results.entries), *(t.architecture for t in every)]):
+        of_it = [trial for trial in every if trial.architecture == architecture]
+        for t in sorted(of_it, key=lambda t: (t.state != "complete", -1 if t.score is None else -t.score))[:most]:
+            about: list[Cell] = [architecture, str(t.number), t.state, t.score, t.folds_done, t.epochs]
+            rows.append(about + [_setting(t.params.get(path)) for path in varied])
+    note = (
+        "Selection scores choose a configuration; they are no results, and those of architectures with different "
+        "tasks do not compare."
+    )
+    if len(rows) < len(every):
+        note += f" The best {most} of each architecture; all {len(every)} stand in trials.parquet."
+    return Table("trials", "Trials", ["architecture", "trial", "state", "selection score", "folds", "epochs", *varied],
+                 rows, note)  # fmt: skip
+
+
+def _setting(value: Any) -> str:
+    """The value of a searched setting; empty where a trial has no such setting."""
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _mean_sd(found: dict[str, Any] | None) -> Cell:
@@ -174,12 +195,6 @@ def _value(cell: Cell) -> float | None:
     if isinstance(cell, MeanSD):
         return cell.mean
     return cell if isinstance(cell, float) else None
-
-
-def settings(params: dict[str, Any], paths: list[str]) -> list[str]:
-    """Values of searched settings for people; empty where a trial has no such setting."""
-    values = [params.get(path) for path in paths]
-    return ["" if x is None else f"{x:.3g}" if isinstance(x, float) else str(x) for x in values]
 
 
 def _units(entries: Iterable[Entry]) -> dict[str, str]:

@@ -35,8 +35,8 @@ def to_markdown(table: Table) -> str:
         "| " + " | ".join(table.heading(column) for column in table.columns) + " |",
         "|" + "|".join("---" if j == 0 else "---:" for j in range(len(table.columns))) + "|",
     ]
-    for i, row in enumerate(table.rows):
-        cells = [text(cell, column).replace("|", "\\|") for cell, column in zip(row, table.columns, strict=True)]
+    for i in range(len(table.rows)):
+        cells = [table.words(i, j).replace("|", "\\|") for j in range(len(table.columns))]
         lines.append("| " + " | ".join(f"**{c}**" if (i, j) in table.best else c for j, c in enumerate(cells)) + " |")
     return "\n".join(lines) + "\n"
 
@@ -45,8 +45,8 @@ def to_latex(table: Table) -> str:
     """A tabular for booktabs."""
     lines = [rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"\toprule"]
     lines += [" & ".join(_latex(table.heading(column)) for column in table.columns) + r" \\", r"\midrule"]
-    for i, row in enumerate(table.rows):
-        cells = [_latex(text(cell, column)) for cell, column in zip(row, table.columns, strict=True)]
+    for i in range(len(table.rows)):
+        cells = [_latex(table.words(i, j)) for j in range(len(table.columns))]
         marked = [rf"\textbf{{{cell}}}" if (i, j) in table.best else cell for j, cell in enumerate(cells)]
         lines.append(" & ".join(marked) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
@@ -91,6 +91,6 @@ def _camel(word: str) -> str:
 
 def _latex(words: str) -> str:
     for plain, escaped in (("\\", r"\textbackslash "), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"),
-                           ("$", r"\$"), ("±", r"$\pm$"), ("–", "--")):  # fmt: skip
+                           ("$", r"\$"), ("±", r"$\pm$"), ("–", "--"), ("−", "$-$"), ("<", "$<$")):  # fmt: skip
         words = words.replace(plain, escaped)
     return words

@@ -71,9 +71,7 @@ def load_model(url: str) -> Checkpoint:
     experiment = Experiment.from_dict(about["experiment"], url)
     model = experiment.model.build(about["in_channels"], len(about["classes"]), len(about["masks"]))
     model.load_state_dict(weights)
-    return Checkpoint(
-        model.eval(), experiment, about["in_channels"], tuple(about["classes"]), tuple(about["masks"])
-    )
+    return Checkpoint(model.eval(), experiment, about["in_channels"], tuple(about["classes"]), tuple(about["masks"]))
 
 
 def save_state(url: str, state: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Cross-validation: one run for every fold, side by side where the cluster has room.
 
-    OUT/experiment.json  fold-<name>/ (a run each)  history.parquet  predictions.parquet  summary.json
+OUT/experiment.json  fold-<name>/ (a run each)  history.parquet  predictions.parquet  summary.json
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ def crossval(
     table: SliceTable = ray.get(table_ref)
     names = list(held_out_folds(table, folds, seed=0))
     prepare_out(whole.out, about_run(whole, table.digest), resume=resume)
-    specs = [
-        RunSpec.of(experiment, data_url, storage.join(whole.out, f"fold-{name}"), name, folds) for name in names
-    ]
+    specs = [RunSpec.of(experiment, data_url, storage.join(whole.out, f"fold-{name}"), name, folds) for name in names]
     if not storage.exists(storage.join(whole.out, "summary.json")):
         _train_folds(specs, table_ref, table.digest, workers, progress)
         _gather(whole, specs)

@@ -137,14 +137,16 @@ class Fit:
         if self.world_size > 1:
             shares: list[Any] = [None] * self.world_size
             dist.all_gather_object(shares, scores)
-            scores = {name: np.concatenate([s[name] for s in shares]) for name in scores}
+            filled = [s for s in shares if s]  # a worker without rows has no scores
+            scores = {name: np.concatenate([s[name] for s in filled]) for name in filled[0]}
         return selection_metrics(scores, self.table.classes)
 
     def kept_weights(self) -> dict[str, Tensor]:
         """The state dict of the weights that this run keeps: best, last or averaged."""
         if self.best_state is not None:
             return self.best_state
-        return (self._average or self.model).state_dict()
+        weights: dict[str, Tensor] = (self._average or self.model).state_dict()
+        return weights
 
     def state_dict(self) -> dict[str, Any]:
         """All that resuming needs, in types that `torch.load(weights_only=True)` reads."""
@@ -185,7 +187,7 @@ class Fit:
 
     def _train(self) -> dict[str, float]:
         """One pass over the batches; the epoch's mean losses over all workers."""
-        # Dropout is a pure function of (seed, epoch, rank), so that a resumed run repeats it.
+        # Dropout is a pure function of (seed, epoch, rank): a resumed run repeats it, another worker count does not.
         torch.manual_seed((self.experiment.training.seed * 1_000_003 + self.epoch) * 1_009 + self.rank)
         self._network.train()
         terms = []

@@ -16,16 +16,18 @@ from braintum.config import Optim, Schedule
 def build_optimizer(parameters: Iterable[nn.Parameter], optim: Optim) -> Optimizer:
     """Adam (L2 in the gradient), AdamW (decoupled decay) or SGD."""
     if optim.name == "sgd":
-        return SGD(
+        sgd: Optimizer = SGD(
             parameters,
             lr=optim.lr,
             momentum=optim.option("momentum"),
             nesterov=optim.option("nesterov"),
             weight_decay=optim.weight_decay,
         )
+        return sgd
     build = {"adam": Adam, "adamw": AdamW}[optim.name]
     betas = (optim.option("beta1"), optim.option("beta2"))
-    return build(parameters, lr=optim.lr, betas=betas, weight_decay=optim.weight_decay, fused=True)
+    adam: Optimizer = build(parameters, lr=optim.lr, betas=betas, weight_decay=optim.weight_decay, fused=True)
+    return adam
 
 
 def rate(schedule: Schedule, progress: float, epochs: int) -> float:
@@ -33,7 +35,7 @@ def rate(schedule: Schedule, progress: float, epochs: int) -> float:
     if schedule.name == "cosine":
         warmup = schedule.option("warmup_epochs") / epochs
         if progress < warmup:
-            return progress / warmup
+            return float(progress / warmup)
         final: float = schedule.option("final_fraction")
         return final + (1 - final) * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
     if schedule.name == "one_cycle":

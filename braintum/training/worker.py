@@ -6,6 +6,7 @@ again after a failure goes on from it, as `--resume` does.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def connect() -> None:
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # its runtime_env is set by `ray job submit`
     ray.init(
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         configure_logging=True,
         runtime_env=None if inside_job else {"env_vars": ENVIRONMENT},
     )
@@ -147,7 +148,9 @@ def train(
     return summary
 
 
-def train_on_workers(spec: RunSpec, table_ref: ray.ObjectRef[SliceTable], workers: int, mailbox: Mailbox, name: str) -> None:
+def train_on_workers(
+    spec: RunSpec, table_ref: ray.ObjectRef[SliceTable], workers: int, mailbox: Mailbox, name: str
+) -> None:
     """Runs `spec` to its end on a Ray Train worker group. Raises Diverged, ConfigError or TrainingFailed."""
     experiment = Experiment.from_dict(spec.experiment)
     gpus = gpus_for(experiment)

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
@@ -46,7 +46,7 @@ def build_sampler(sampler: Sampler, number: int) -> BaseSampler:
     return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
 
 
-class OptunaSearcher(Searcher):  # type: ignore[misc]
+class OptunaSearcher(Searcher):
     """Hands out trials of the studies in turn, and tells Optuna the truth about how each ended.
 
     `studies`: by architecture, or the joint one under the space's name. `place` completes a trial's values to its
@@ -70,13 +70,13 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             for trial in study.get_trials(states=[TrialState.RUNNING])
         ]
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
         if self._unfinished:
             self._running[trial_id] = trial = self._unfinished.pop(0)
             return {"trial": json.loads(trial.user_attrs[SPEC])}
         name = self._next_study()
         if name is None:
-            return str(Searcher.FINISHED)
+            return cast(None, Searcher.FINISHED)  # a string, against the declared type
         self._running[trial_id], spec = self._ask(name)
         return {"trial": asdict(spec)}
 
@@ -124,13 +124,13 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         return trial, spec
 
 
-class StudySchedulers(FIFOScheduler):  # type: ignore[misc]
+class StudySchedulers(FIFOScheduler):
     """A scheduler for each study, so that architectures with equal budgets do not stop one another's trials."""
 
     def __init__(self, space: SearchSpace, studies: dict[str, Study], most_epochs: dict[str, int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._joint = space.name if space.joint else None
-        self._schedulers: dict[str, TrialScheduler] = {}
+        self._schedulers: dict[str, Any] = {}  # TrialScheduler, given `_Named` trials
         for name, study in studies.items():
             self._schedulers[name] = scheduler = _scheduler(space, most_epochs[name])
             for trial in study.get_trials(deepcopy=False):
@@ -155,7 +155,7 @@ class StudySchedulers(FIFOScheduler):  # type: ignore[misc]
     def debug_string(self) -> str:
         return "; ".join(f"{name}: {scheduler.debug_string()}" for name, scheduler in self._schedulers.items())
 
-    def _of(self, trial: Trial) -> TrialScheduler:
+    def _of(self, trial: Trial) -> Any:
         return self._schedulers[self._joint or trial.config["trial"]["architecture"]]
 
 
@@ -188,7 +188,7 @@ def _scheduler(space: SearchSpace, most_epochs: int) -> TrialScheduler:
     )
 
 
-def _replay(scheduler: TrialScheduler, trial: FrozenTrial) -> None:
+def _replay(scheduler: Any, trial: FrozenTrial) -> None:
     """Tells a scheduler what an earlier driver's heard of a trial, so that its rungs are as they were."""
     if trial.state in (TrialState.WAITING, TrialState.FAIL):
         return

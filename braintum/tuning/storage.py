@@ -42,7 +42,9 @@ class OptunaFile:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.storage.remove_session()
         self.storage.engine.dispose()
         if self._folder is not None:

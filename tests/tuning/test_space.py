@@ -235,7 +235,10 @@ ALL = ["unet", "classifier", "joint_unet"]
         ({"parameters": {"optim.lr": {"normal": [0, 1]}}}, "optim.lr.normal: no such field; fields: log_uniform"),
         ({"parameters": {"model.attention": {"choice": ["none", "gated"]}}}, "attention: 'gated'"),
         ({"parameters": {"model.attention": {"choice": []}}}, "choice"),
-        ({"parameters": {"training.epochs": {"uniform": [2, 4.5]}}}, "training.epochs: 2.0: Input should be a valid integer"),
+        (
+            {"parameters": {"training.epochs": {"uniform": [2, 4.5]}}},
+            "training.epochs: 2.0: Input should be a valid integer",
+        ),
         ({"parameters": {"data.image_size": {"int": [64, 96]}}}, "65 is not divisible by 16"),
         (
             {"architectures": ALL, "parameters": {"model.attention": ATTENTION}},

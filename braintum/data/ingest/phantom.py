@@ -34,7 +34,7 @@ Plane = NDArray[np.float64]
 
 
 def ingest_phantom(
-    out: str, *, cases: int = 60, slices_per_case: int = 8, size: int = 128, seed: int = 0, name: str = "phantom"
+    out: str, *, cases: int = 64, slices_per_case: int = 6, size: int = 128, seed: int = 0, name: str = "phantom"
 ) -> Card:
     """Draws a phantom set and writes it as a dataset at `out`; returns its card. A pure function of its arguments.
 
@@ -202,4 +202,5 @@ class _Case:
         cos, sin = np.cos(tumour.angle), np.sin(tumour.angle)
         along_HW, across_HW = cos * x_HW + sin * y_HW, cos * y_HW - sin * x_HW
         radius = tumour.radius * np.sqrt(1 - 0.4 * level**2)
-        return 1 - np.hypot(along_HW / tumour.aspect, across_HW) / radius + tumour.rough * self._warp_HW
+        depth_HW: Plane = 1 - np.hypot(along_HW / tumour.aspect, across_HW) / radius + tumour.rough * self._warp_HW
+        return depth_HW

@@ -1,0 +1,58 @@
+"""Prints what a benchmark measured and keeps it in benchmarks/results/NAME.json, with machine and versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "numpy", "pyarrow", "ray", "optuna", "monai")
+
+
+def record(name: str, results: dict[str, Any], command: str) -> Path:
+    """Writes and prints `results` (plain JSON: numbers with their units in the keys, ratios first of all).
+
+    `command`: what somebody else types in the repository to measure the same.
+    """
+    about = {"name": name, "command": command, "results": results, "machine": machine(), "versions": versions()}
+    text = json.dumps(about, indent=2)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(text + "\n")
+    print(text)
+    return path
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on: processor, cores that may be used, accelerator, system, load before the start."""
+    import torch
+
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "load_1_minute": round(os.getloadavg()[0], 2),
+    }
+
+
+def versions() -> dict[str, str]:
+    return {"python": sys.version.split()[0], **{package: version(package) for package in PACKAGES}}
+
+
+def _processor() -> str:
+    if platform.system() == "Darwin":
+        found = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=True)
+        return found.stdout.strip()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

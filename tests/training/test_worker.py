@@ -1,0 +1,170 @@
+"""Runs on Ray: DDP workers, failures, interrupts, cross-validation."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from braintum import storage
+from braintum.config import ConfigError, Experiment
+from braintum.data.ingest.phantom import ingest_phantom
+from braintum.training.crossval import crossval
+from braintum.training.fit import Diverged
+from braintum.training.progress import Progress
+from braintum.training.run import RunSpec, run
+from braintum.training.worker import train
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+TINY = {
+    "data.image_size": 32,
+    "model.name": "joint_unet",
+    "model.width": 2,
+    "model.depth": 2,
+    "model.norm": "instance",
+    "training.epochs": 3,
+    "training.device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> str:
+    url = str(tmp_path_factory.mktemp("phantom") / "set")
+    ingest_phantom(url, cases=24, slices_per_case=2, size=32)
+    return url
+
+
+def quiet() -> Progress:
+    return Progress("test", quiet=True)
+
+
+def digest(out: Path) -> str:
+    return hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.02)
+
+
+def workers_of(kind: str) -> list[psutil.Process]:
+    """Living Ray workers below this process whose title says `kind`."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if kind in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_run_leaves_what_the_design_says(phantom: str, tmp_path: Path) -> None:
+    experiment = Experiment.load(None, TINY)
+    out = tmp_path / "run"
+    summary = train(experiment, phantom, str(out), fold="1", folds=3, progress=quiet())
+    assert summary == storage.read_json(str(out / "summary.json"))
+    assert {"experiment", "fold", "epochs", "best_epoch", "metrics", "seconds", "slices_per_second"} <= summary.keys()
+    assert {"dice", "dice_all", "iou", "accuracy", "macro_f1", "auroc", "both_right"} <= summary["metrics"].keys()
+    assert Experiment.from_dict(storage.read_json(str(out / "experiment.json"))["experiment"]) == experiment
+    assert pq.read_table(out / "history.parquet").num_rows == summary["epochs"] == 3
+    assert pq.read_table(out / "predictions.parquet").num_rows == 16
+    assert list((out / "tensorboard").glob("events*"))
+    with pytest.raises(ConfigError, match="exists; choose another --out, or go on with --resume"):
+        train(experiment, phantom, str(out), fold="1", folds=3, progress=quiet())
+    with pytest.raises(ConfigError, match=r"optim.lr was 0.0001 there and is 0.01 now"):
+        other = experiment.with_overrides({"optim.lr": 0.01})
+        train(other, phantom, str(out), fold="1", folds=3, resume=True, progress=quiet())
+
+
+def test_ray_train_with_one_worker_is_the_plain_loop(phantom: str, tmp_path: Path) -> None:
+    """Same bytes: Ray adds nothing to a run but its place."""
+    from braintum.data.table import load_table
+
+    experiment = Experiment.load(None, {**TINY, "training.epochs": 2})
+    train(experiment, phantom, str(tmp_path / "ray"), fold="1", folds=3, progress=quiet())
+    spec = RunSpec.of(experiment, phantom, str(tmp_path / "plain"), "1", 3)
+    list(run(spec, load_table(phantom, experiment.data)))
+    assert digest(tmp_path / "ray") == digest(tmp_path / "plain")
+
+
+def test_killed_worker_is_started_again_and_changes_nothing(phantom: str, tmp_path: Path) -> None:
+    experiment = Experiment.load(None, {**TINY, "training.epochs": 30, "training.early_stopping": None})
+    train(experiment, phantom, str(tmp_path / "calm"), fold="1", folds=3, workers=2, progress=quiet())
+    results: list[Any] = []
+    out = tmp_path / "killed"
+    thread = threading.Thread(
+        target=lambda: results.append(
+            train(experiment, phantom, str(out), fold="1", folds=3, workers=2, progress=quiet())
+        )
+    )
+    thread.start()
+    wait_for((out / "state.pt").exists)
+    victims = workers_of("RayTrainWorker")
+    assert len(victims) == 2
+    victims[0].send_signal(signal.SIGKILL)
+    thread.join(180)
+    assert results, "the run did not end"
+    assert results[0]["epochs"] == 30
+    assert pq.read_table(out / "history.parquet")["epoch"].to_pylist() == list(range(1, 31))
+    assert digest(out) == digest(tmp_path / "calm")
+
+
+def test_divergence_is_said_and_not_retried(phantom: str, tmp_path: Path) -> None:
+    settings = {"optim.name": "sgd", "optim.lr": 10.0, "model.norm": "batch", "loss.segmentation_weight": 1e30}
+    with pytest.raises(Diverged, match="lower optim.lr"):
+        train(Experiment.load(None, {**TINY, **settings}), phantom, str(tmp_path / "run"), progress=quiet())
+
+
+def test_cross_validation_and_its_resume(phantom: str, tmp_path: Path) -> None:
+    experiment = Experiment.load(None, TINY)
+    out = tmp_path / "cv"
+    summary = crossval(experiment, phantom, str(out), folds=3, progress=quiet())
+    assert set(summary["folds"]) == {"1", "2", "3"}
+    assert summary["metrics"]["dice_all"]["n"] == 48
+    assert summary["over_folds"]["dice_all"]["sd"] >= 0
+    predictions = pq.read_table(out / "predictions.parquet")
+    assert sorted(predictions["slice_id"].to_pylist()) == sorted(set(predictions["slice_id"].to_pylist()))
+    assert predictions.num_rows == 48
+    before = {fold: digest(out / f"fold-{fold}") for fold in "123"}
+    times = {fold: (out / f"fold-{fold}" / "state.pt").stat().st_mtime_ns for fold in "123"}
+    (out / "summary.json").unlink()
+    (out / "fold-2" / "summary.json").unlink()
+    again = crossval(experiment, phantom, str(out), folds=3, resume=True, progress=quiet())
+    assert again["metrics"] == summary["metrics"]
+    assert before == {fold: digest(out / f"fold-{fold}") for fold in "123"}
+    assert times == {fold: (out / f"fold-{fold}" / "state.pt").stat().st_mtime_ns for fold in "123"}
+
+
+def test_interrupted_run_exits_130_and_resumes(phantom: str, tmp_path: Path) -> None:
+    """The command itself, in a process of its own with a Ray of its own."""
+    settings = {**TINY, "training.epochs": 40, "training.early_stopping": "null"}
+    assignments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "braintum.cli", "train", "--data", phantom, "--out", str(out), *assignments]
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    wait_for((out / "state.pt").exists)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "--resume" in stderr
+    assert "Traceback" not in stderr
+    assert not (out / "summary.json").exists()
+    done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert pq.read_table(out / "history.parquet")["epoch"].to_pylist() == list(range(1, 41))

@@ -1,0 +1,232 @@
+"""Studies on real Ray: what they leave, how trials end, and what a resume does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import ray
+import yaml
+from ray.util.state import list_placement_groups
+
+from braintum import storage
+from braintum.config import ConfigError, Experiment
+from braintum.data.ingest.phantom import ingest_phantom
+from braintum.reporting.html import report
+from braintum.training.progress import Progress
+from braintum.tuning.space import SearchSpace
+from braintum.tuning.study import search
+
+pytestmark = pytest.mark.ray
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "architectures": ["unet", "joint_unet"],
+    "base": "fast",
+    "overrides": {
+        "data.image_size": 32,
+        "model.width": 2,
+        "model.depth": 2,
+        "model.norm": "instance",
+        "training.epochs": 3,
+        "training.device": "cpu",
+    },
+    "folds": 2,
+    "trials": 6,
+    "scheduler": {"name": "asha", "grace_epochs": 1, "reduction": 2},
+    "parameters": {"optim.lr": {"log_uniform": [1e-5, 1e-2]}},
+}
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> str:
+    url = str(tmp_path_factory.mktemp("phantom") / "set")
+    ingest_phantom(url, cases=16, slices_per_case=2, size=32)
+    return url
+
+
+def space(folder: Path, **changes: Any) -> SearchSpace:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "space.yaml"
+    file.write_text(yaml.safe_dump({**TINY, **changes}))
+    return SearchSpace.load(file)
+
+
+def quiet() -> Progress:
+    return Progress("test", quiet=True)
+
+
+def studies_of(out: Path) -> dict[str, optuna.Study]:
+    url = f"sqlite:///{out}/optuna.db"
+    return {name: optuna.load_study(study_name=name, storage=url) for name in optuna.get_all_study_names(url)}
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.02)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_study_ends_in_winners_that_were_cross_validated(phantom: str, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    summary = search(space(tmp_path), phantom, str(out), progress=quiet())
+    assert summary == storage.read_json(str(out / "summary.json"))
+    assert summary["trials"]["complete"] + summary["trials"]["pruned"] == 6
+    assert 0 < summary["busy_share"] <= 1
+    for name in ("unet", "joint_unet"):
+        best = summary["best"][name]
+        winner = Experiment.load(out / "best" / f"{name}.yaml")
+        assert winner == Experiment.from_dict(best["experiment"])
+        assert winner.model.name == name
+        complete = [t for t in studies_of(out)[name].trials if t.state.name == "COMPLETE"]
+        assert best["score"] == max(t.value or 0 for t in complete)
+        assert best["crossval"]["dice_all"]["n"] == 32
+        assert (out / "crossval" / name / "fold-1" / "model.safetensors").exists()
+    first = [study.trials[0].params["optim.lr"] for study in studies_of(out).values()]
+    base = space(tmp_path).experiment("unet", {}).optim.lr
+    assert first == [pytest.approx(base)] * 2, "the base's own settings are each study's first trial"
+    seeds = {
+        json.loads(t.user_attrs["spec"])["experiment"]["training"]["seed"]
+        for s in studies_of(out).values()
+        for t in s.trials
+    }
+    assert len(seeds) == 6, "every trial has a seed of its own"
+    trials = pq.read_table(out / "trials.parquet").to_pylist()
+    assert len(trials) == 6
+    for trial in trials:
+        if trial["state"] == "pruned":
+            assert trial["epochs"] < 6
+    assert not list((out / "trials").rglob("state.pt")), "checkpoints of ended trials are gone"
+    assert report(str(out)).exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_stopped_trials_are_told_as_pruned_and_diverged_ones_as_failed(phantom: str, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    changes: dict[str, Any] = {
+        "architectures": ["unet"],
+        "trials": 6,
+        "resources": {"max_concurrent": 1},
+        "sampler": {"name": "random", "seed": 1},
+        "parameters": {"loss.segmentation_weight": {"choice": [1.0, 1e38]}, "optim.lr": {"choice": [1e-2, 1e-9]}},
+    }
+    search(space(tmp_path, **changes), phantom, str(out), progress=quiet())
+    states = [trial.state.name for trial in studies_of(out)["unet"].trials]
+    assert states.count("COMPLETE") >= 1
+    assert states.count("PRUNED") >= 1
+    assert states.count("FAIL") >= 1
+    for trial in studies_of(out)["unet"].trials:
+        diverging = trial.params["loss.segmentation_weight"] == 1e38
+        assert (trial.state.name == "FAIL") == diverging
+        if diverging:
+            assert "epoch 1, step" in trial.user_attrs["failure"]
+        if trial.state.name == "PRUNED":
+            assert 1 <= max(trial.intermediate_values) < 6
+            assert trial.value == trial.intermediate_values[max(trial.intermediate_values)]
+        if trial.state.name == "COMPLETE":
+            assert max(trial.intermediate_values) == 6
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_resume_with_another_space_or_dataset_is_refused(phantom: str, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    small = {"architectures": ["unet"], "trials": 1}
+    search(space(tmp_path, **small), phantom, str(out), progress=quiet())
+    with pytest.raises(ConfigError, match="exists"):
+        search(space(tmp_path, **small), phantom, str(out), progress=quiet())
+    with pytest.raises(ConfigError, match="folds"):
+        search(space(tmp_path, **small, folds=3), phantom, str(out), resume=True, progress=quiet())
+    other = tmp_path / "other"
+    ingest_phantom(str(other), cases=16, slices_per_case=2, size=32, seed=1)
+    with pytest.raises(ConfigError, match="data"):
+        search(space(tmp_path, **small), str(other), str(out), resume=True, progress=quiet())
+    more = search(space(tmp_path, **{**small, "trials": 2}), phantom, str(out), resume=True, progress=quiet())
+    assert sum(more["trials"].values()) == 2
+
+
+def command(folder: Path, phantom: str, out: Path) -> list[str]:
+    file = folder / "space.yaml"
+    return [sys.executable, "-m", "braintum.cli", "search", str(file), "--data", phantom, "--out", str(out), "--json"]
+
+
+def outcome(out: Path) -> list[tuple[Any, ...]]:
+    """What a study found, trial by trial."""
+    return [
+        (name, trial.number, trial.state.name, trial.params, trial.intermediate_values)
+        for name, study in sorted(studies_of(out).items())
+        for trial in study.trials
+    ]
+
+
+def test_study_whose_driver_is_killed_resumes_as_the_undisturbed_one(phantom: str, tmp_path: Path) -> None:
+    """kill -9 in the middle of a trial; one trial at a time, so that the whole study is a function of its seed."""
+    changes: dict[str, Any] = {
+        "architectures": ["joint_unet"], "trials": 4, "resources": {"max_concurrent": 1},
+        "overrides": {**TINY["overrides"], "training.epochs": 6},
+    }  # fmt: skip
+    space(tmp_path, **changes)
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    done = subprocess.run(
+        command(tmp_path, phantom, calm), env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen(
+        command(tmp_path, phantom, killed), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    second = killed / "trials" / "joint_unet-1"
+    wait_for((second / "history.json").exists)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for child in children:  # the Ray that the driver had started on this machine dies with it
+        if child.is_running():
+            child.kill()
+    before = {trial.number: trial.state.name for trial in studies_of(killed)["joint_unet"].trials}
+    assert before[0] in ("COMPLETE", "PRUNED")
+    assert before[1] == "RUNNING"
+    kept = (killed / "trials" / "joint_unet-0" / "history.json").stat().st_mtime_ns
+    done = subprocess.run(
+        [*command(tmp_path, phantom, killed), "--resume"], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert outcome(killed) == outcome(calm)
+    assert kept == (killed / "trials" / "joint_unet-0" / "history.json").stat().st_mtime_ns
+    epochs = [row["epoch"] for row in json.loads((second / "history.json").read_text())]
+    assert epochs == sorted(set(epochs)), "no epoch is trained twice"
+    mine, theirs = (storage.read_json(str(place / "summary.json"))["best"]["joint_unet"] for place in (killed, calm))
+    assert (mine["trial"], mine["score"], mine["crossval"]) == (theirs["trial"], theirs["score"], theirs["crossval"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_trials_of_two_workers_leave_nothing_behind_when_stopped(phantom: str, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    changes: dict[str, Any] = {
+        "architectures": ["unet"],
+        "trials": 3,
+        "resources": {"workers": 2, "cpus_per_worker": 0.9},
+        "sampler": {"name": "random", "seed": 0},
+        "parameters": {"optim.lr": {"choice": [1e-2, 1e-9]}},
+        "overrides": {**TINY["overrides"], "training.epochs": 8},
+    }
+    search(space(tmp_path, **changes), phantom, str(out), progress=quiet())
+    states = [trial.state.name for trial in studies_of(out)["unet"].trials]
+    assert states.count("PRUNED") >= 1, states
+    wait_for(lambda: all(group.state == "REMOVED" for group in list_placement_groups()), 60)
+    wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], 60)
+    titles = [" ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)]
+    assert not [title for title in titles if "RayTrainWorker" in title or "TrainController" in title]
