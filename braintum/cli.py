@@ -227,11 +227,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # Not standalone: Typer would print its own several lines, and end the process.
         code = app(args=given or ["--help"], prog_name="braintum", standalone_mode=False)
+        if code == 130:  # what Typer makes of a KeyboardInterrupt
+            return _say("interrupted; what was saved stays, and the same command with --resume goes on from it", 130)
         return code if isinstance(code, int) else 0
     except typer.TyperException as error:
         return _say(f"{error.format_message().rstrip('.')}; see braintum --help", 2)
-    except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted; what was saved stays, and the same command with --resume goes on from it", 130)
     except Exception as error:
         cause = getattr(error, "cause", None) or error  # what Ray wraps when a task raises it
         if not type(cause).__module__.startswith("braintum."):

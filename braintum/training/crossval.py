@@ -17,6 +17,7 @@ from braintum.data.folds import held_out_folds
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
 from braintum.evaluation.summary import summarise
+from braintum.training.device import keep_freed_memory
 from braintum.training.progress import Progress
 from braintum.training.run import RunSpec, about_run, prepare_out, run
 from braintum.training.worker import (
@@ -100,6 +101,7 @@ def _train_folds(
 @ray.remote(max_retries=MAX_FAILURES)
 def _run_fold(spec: RunSpec, table: SliceTable, mailbox: Mailbox, name: str, threads: int) -> None:
     torch.set_num_threads(threads)
+    keep_freed_memory()
     epochs = Experiment.from_dict(spec.experiment).training.epochs
     for metrics in run(spec, table):
         show_epoch(mailbox, name, spec, metrics, epochs)

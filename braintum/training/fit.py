@@ -28,7 +28,7 @@ from braintum.data.table import SliceTable
 from braintum.evaluation.predict import selection_metrics, slice_scores
 from braintum.losses.classification import balanced_class_weights
 from braintum.losses.objective import Objective
-from braintum.training.device import autocast_dtype, pick_device
+from braintum.training.device import autocast_dtype, memory_format, pick_device
 from braintum.training.optim import LearningRate, build_optimizer
 
 SCORE = {"dice": 0.5, "macro_f1": 0.5}
@@ -64,6 +64,7 @@ class Fit:
         self.rank, self.world_size = rank, world_size
         self.device = pick_device(training)
         self.autocast_dtype = autocast_dtype(training, self.device)
+        self._format = memory_format(self.device, self.autocast_dtype)
         self._fit_rows, self._validation_rows = train_rows, np.empty(0, dtype=np.int64)
         if experiment.needs_validation:
             self._fit_rows, self._validation_rows = validation_split(
@@ -79,7 +80,7 @@ class Fit:
             world_size=world_size,
             device=self.device,
         )
-        self.model = build_model(experiment, table).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = build_model(experiment, table).to(self.device, memory_format=self._format)  # type: ignore[call-overload]
         self._network = self._distribute(self.model)
         self._average = copy.deepcopy(self.model) if training.weights == "average" else None
         weights_N = None
@@ -203,7 +204,7 @@ class Fit:
     def _step(self, batch: Batch) -> Tensor:
         """One weight update; this worker's share of the losses (total and each task's)."""
         with self._autocast():
-            output = self._network(batch.image_BCHW)
+            output = self._network(batch.image_BCHW.contiguous(memory_format=self._format))
         terms = self._objective(output, batch)
         self._optimizer.zero_grad(set_to_none=True)
         # Terms are local sums over global counts and DDP averages gradients: times world_size makes them sums.

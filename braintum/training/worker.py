@@ -27,6 +27,7 @@ from braintum import storage
 from braintum.config import ConfigError, Experiment
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
+from braintum.training.device import keep_freed_memory
 from braintum.training.fit import Diverged, Fit
 from braintum.training.progress import Progress
 from braintum.training.run import RunSpec, about_run, finish_run, prepare_out, train_epochs
@@ -179,6 +180,8 @@ def train_on_workers(
         trainer.fit()
         if not errors.empty():
             raise errors.get()
+    except SystemExit:  # Ray Train's own SIGINT handler stops the workers, and then ends the process with 1
+        raise KeyboardInterrupt from None
     except ray.train.TrainingFailedError as error:
         reason = " ".join(str(error).split())[-300:]
         raise TrainingFailed(f"{spec.out}: workers failed {MAX_FAILURES + 1} times: {reason}") from error
@@ -194,6 +197,7 @@ def _work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config["threads"])
+    keep_freed_memory()
     table: SliceTable = ray.get(config["table"])
     try:
         rows = spec.split(table)

@@ -25,6 +25,7 @@ from braintum.config import Experiment
 from braintum.data.folds import held_out_folds, split
 from braintum.data.table import SliceTable
 from braintum.training.checkpoint import STATE, load_state, save_state
+from braintum.training.device import keep_freed_memory
 from braintum.training.fit import Diverged, Fit, score
 from braintum.training.worker import MAX_FAILURES, ray_storage
 
@@ -102,6 +103,7 @@ class OneWorkerTrial(tune.Trainable):
         assert tables is not None
         self._tables = tables
         torch.set_num_threads(threads)
+        keep_freed_memory()
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -154,6 +156,7 @@ def _work(config: dict[str, Any]) -> None:
     """What every DDP worker of a trial does."""
     spec = TrialSpec(**config["trial"])
     torch.set_num_threads(config["threads"])
+    keep_freed_memory()
     context = ray.train.get_context()
     table: SliceTable = ray.get(config["table"])
     try:
