@@ -149,7 +149,7 @@ def _facts(results: Results) -> dict[str, str]:
     if results.study:
         facts["trials"] = str(len(results.study.trials))
         facts["time"] = _duration(results.study.summary["seconds"])
-        facts["versions"] = ", ".join(f"{k} {v}" for k, v in results.study.about["versions"].items())
+        facts["versions"] = ", ".join(f"{k} {v}" for k, v in results.study.summary["versions"].items())
     return facts
 
 

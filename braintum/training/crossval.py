@@ -19,15 +19,15 @@ from braintum.data.table import SliceTable
 from braintum.evaluation.summary import summarise
 from braintum.training.device import keep_freed_memory
 from braintum.training.progress import Progress
-from braintum.training.run import RunSpec, about_run, prepare_out, run
+from braintum.training.run import RunSpec, about_run, prepare_out, refuse_at_once, run
 from braintum.training.worker import (
     MAX_FAILURES,
     Mailbox,
     connect,
     cpus_per_worker,
     gpus_for,
-    shown,
     show_epoch,
+    shown,
     train_on_workers,
 )
 
@@ -47,8 +47,9 @@ def crossval(
     With one worker a run, folds train side by side, one GPU (or an equal share of the cores) each; with more, one
     after another. Finished folds are read, not trained again.
     """
-    connect()
     whole = RunSpec.of(experiment, data_url, out, None, folds)
+    refuse_at_once(whole.data_url, whole.out, resume=resume)
+    connect()
     if experiment.training.batch_size < workers:
         raise ConfigError(f"training.batch_size: {experiment.training.batch_size} is less than --workers {workers}")
     table_ref = share_table(whole.data_url, experiment.data)

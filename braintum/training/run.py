@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from braintum import storage
 from braintum.config import ConfigError, Experiment
 from braintum.data.folds import Split, split
+from braintum.data.shards import read_card
 from braintum.data.table import SliceTable, read_masks
 from braintum.evaluation.predict import prediction_table
 from braintum.evaluation.summary import summarise
@@ -45,6 +46,20 @@ class RunSpec:
         return split(table, self.fold, self.folds, seed=0)
 
 
+def refuse_at_once(data_url: str, out: str, *, resume: bool) -> None:
+    """What can be refused before a cluster is joined: a dataset without a card, an output that exists.
+
+    Raises DataError or ConfigError.
+    """
+    read_card(data_url)
+    refuse_existing(out, resume=resume)
+
+
+def refuse_existing(out: str, *, resume: bool) -> None:
+    if not resume and storage.exists(out):
+        raise ConfigError(f"{out}: exists; choose another --out, or go on with --resume")
+
+
 def prepare_out(out: str, about: dict[str, Any], *, resume: bool, record: str = "experiment.json") -> None:
     """Claims an output directory by writing what it will hold.
 
@@ -54,8 +69,7 @@ def prepare_out(out: str, about: dict[str, Any], *, resume: bool, record: str = 
     if not storage.exists(out):
         storage.write_json(place, about)
         return
-    if not resume:
-        raise ConfigError(f"{out}: exists; choose another --out, or go on with --resume")
+    refuse_existing(out, resume=resume)
     if not storage.exists(place):
         raise ConfigError(f"{place}: not there, so {out} is nothing that can be resumed; choose another --out")
     found = storage.read_json(place)
@@ -88,7 +102,10 @@ def train_epochs(spec: RunSpec, fit: Fit) -> Iterator[dict[str, float]]:
 
 
 def finish_run(spec: RunSpec, fit: Fit, rows: Split) -> dict[str, Any] | None:
-    """Scores the held-out fold, once, by the kept weights, and writes what the run leaves (rank 0 returns its summary)."""
+    """Scores the held-out fold, once, by the kept weights, and writes what the run leaves.
+
+    Returns the run's summary on rank 0.
+    """
     table, experiment = fit.table, fit.experiment
     fit.model.load_state_dict(fit.kept_weights())
     share = rows.held_out[fit.rank :: fit.world_size]

@@ -30,7 +30,7 @@ from braintum.data.table import SliceTable
 from braintum.training.device import keep_freed_memory
 from braintum.training.fit import Diverged, Fit
 from braintum.training.progress import Progress
-from braintum.training.run import RunSpec, about_run, finish_run, prepare_out, train_epochs
+from braintum.training.run import RunSpec, about_run, finish_run, prepare_out, refuse_at_once, train_epochs
 
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report reaches the controller in 20 ms instead of up to 2 s
@@ -132,6 +132,7 @@ def train(
     spec = RunSpec.of(experiment, data_url, out, fold, folds)
     if experiment.training.batch_size < workers:
         raise ConfigError(f"training.batch_size: {experiment.training.batch_size} is less than --workers {workers}")
+    refuse_at_once(spec.data_url, spec.out, resume=resume)
     connect()
     table_ref = share_table(spec.data_url, experiment.data)
     table: SliceTable = ray.get(table_ref)

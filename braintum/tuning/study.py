@@ -25,7 +25,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 
-from braintum import storage
+from braintum import __version__, storage
 from braintum.config import ConfigError, Data, Experiment
 from braintum.data.folds import held_out_folds
 from braintum.data.shared import share_table
@@ -33,7 +33,7 @@ from braintum.data.table import SliceTable
 from braintum.training.checkpoint import STATE
 from braintum.training.crossval import crossval
 from braintum.training.progress import Progress
-from braintum.training.run import prepare_out
+from braintum.training.run import prepare_out, refuse_at_once
 from braintum.training.worker import MAX_FAILURES, connect
 from braintum.tuning.searcher import SPEC, OptunaSearcher, StudySchedulers, seed_of
 from braintum.tuning.slots import Slots
@@ -61,6 +61,8 @@ class Watch(tune.Callback):
     def __init__(self, progress: Progress, folds: int) -> None:
         self._progress, self._folds = progress, folds
         self.busy = 0.0
+        self.starts: dict[str, float] = {}
+        """Seconds from a trial's placing to its first step here."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: a Tuner pickles its callbacks to a file that nobody reads."""
@@ -77,7 +79,9 @@ class Watch(tune.Callback):
         if "diverged" in result:
             return
         spec = TrialSpec(**trial.config["trial"])
-        self.busy += result["seconds"]
+        if result["began"] >= result["placed"]:  # else a resumed trial tells its last epoch again
+            self.busy += result["ended"] - result["began"]
+            self.starts.setdefault(_row(spec), result["began"] - result["placed"])
         self._progress.update(
             _row(spec),
             epoch=result["epoch"],
@@ -110,6 +114,7 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    refuse_at_once(data_url, out, resume=resume)
     connect()
     tables = _share(space, data_url)
     about = {
@@ -139,8 +144,9 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
         "best": {},
         "busy_share": watch.busy / (seconds * slots.count) if watch.busy else None,
         "search_seconds": seconds,
+        "start_seconds": list(watch.starts.values()),
         "data": about["data"],
-        "versions": {name: version(name) for name in ("braintum", "ray", "optuna", "torch")},
+        "versions": {"braintum": __version__, **{name: version(name) for name in ("ray", "optuna", "torch")}},
     }
     for name, experiment in winners.items():
         storage.write_bytes(storage.join(out, "best", f"{name}.yaml"), experiment.to_yaml().encode())

@@ -66,6 +66,7 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
         fit = Fit(experiment, table, fold.train, rank=rank, world_size=world_size)
         if state["fit"] is not None:
             fit.load_state_dict(state["fit"])
+        began = time.time()
         for metrics in fit:
             selection = fit.score_rows(fold.held_out)
             fold_scores = [row["fold_score"] for row in rows if row["fold"] == names[index]]
@@ -82,6 +83,8 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
                     "epoch": index * experiment.training.epochs + fit.epoch,
                     "score": sum([*scores, kept]) / (len(scores) + 1),
                     "finished": finished,
+                    "began": began,  # wall-clock seconds, as `ended`: first step, and scores known
+                    "ended": time.time(),
                 }
             )
             if fit.finished:
@@ -91,6 +94,7 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
                 saved = None if fit.finished else fit.state_dict()
                 save_state(state_url, {"rows": rows, "scores": scores, "fit": saved})
             yield rows[-1]
+            began = time.time()
         state["fit"] = None
 
 

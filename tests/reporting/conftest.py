@@ -53,7 +53,7 @@ def write_crossval(experiment: Experiment, data_url: str, table: SliceTable, out
 
 def write_study(data_url: str, table: SliceTable, out: str) -> None:
     data = {"url": data_url, "digest": table.digest}
-    about = {"space": {"name": "three small ones"}, "data": data, "versions": {"torch": torch.__version__}}
+    about = {"space": {"name": "three small ones"}, "data": data}
     storage.write_json(storage.join(out, "study.json"), about)
     trials, history = [], []
     for a, architecture in enumerate(ARCHITECTURES):
@@ -75,7 +75,8 @@ def write_study(data_url: str, table: SliceTable, out: str) -> None:
     storage.write_table(storage.join(out, "history.parquet"), pa.Table.from_pylist(history))
     best = {name: {"trial": 4, "score": 0.5, "experiment": small(name).to_dict()} for name in ARCHITECTURES}
     counts = {"complete": 9, "pruned": 6, "failed": 0}
-    summary = {"trials": counts, "best": best, "busy_share": 0.9, "seconds": 75.0, "data": data}
+    versions = {"torch": torch.__version__}
+    summary = {"trials": counts, "best": best, "busy_share": 0.9, "seconds": 75.0, "data": data, "versions": versions}
     storage.write_json(storage.join(out, "summary.json"), summary)
 
 

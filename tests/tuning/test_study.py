@@ -110,7 +110,7 @@ def test_study_ends_in_winners_that_were_cross_validated(phantom: str, tmp_path:
         if trial["state"] == "pruned":
             assert trial["epochs"] < 6
     assert not list((out / "trials").rglob("state.pt")), "checkpoints of ended trials are gone"
-    assert report(str(out)).exists()
+    assert Path(report(str(out))).exists()
 
 
 @pytest.mark.usefixtures("ray_cluster")

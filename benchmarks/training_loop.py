@@ -1,0 +1,183 @@
+"""What `fit` costs over a hand-written loop, and what Ray Train with one worker costs over `fit` in plain Python.
+
+    python benchmarks/training_loop.py [--slices 480] [--size 64] [--width 8] [--epochs 6] [--threads 1]
+
+The hand-written loop is the one of torch's own tutorial (https://docs.pytorch.org/tutorials/beginner/basics/
+optimization_tutorial.html) with what the performance guide (https://docs.pytorch.org/tutorials/recipes/recipes/
+tuning_guide.html) advises on this device: tensors in memory, `zero_grad(set_to_none=True)`, a fused optimiser, the same
+memory format and precision. Same model, batch size, loss and slices, augmentation off in both. `fit` and the loop take
+turns epoch by epoch in one process. Ray Train and plain Python each train whole runs, in turns; an epoch there is the
+time from one epoch's end to the next one's, checkpoint and TensorBoard included in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from record import record
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from braintum.config import Experiment
+from braintum.data.ingest.phantom import ingest_phantom
+from braintum.data.table import SliceTable, load_table
+from braintum.training.device import keep_freed_memory
+from braintum.training.fit import Fit, build_model
+from braintum.training.progress import Progress
+from braintum.training.run import RunSpec, run
+
+PLAIN = "--plain-run"
+
+
+def settings(size: int, width: int, epochs: int) -> Experiment:
+    return Experiment.load(
+        "fast",
+        {
+            "data.image_size": size,
+            "model.width": width,
+            "training.epochs": epochs,
+            "training.weights": "last",
+            "training.average_decay": None,
+            "optim.clip_norm": None,
+            **{f"augment.{name}": 0.0 for name in ("flip_horizontal", "flip_vertical", "rotate")},
+            **{f"augment.{name}": 0.0 for name in ("scale", "shift", "brightness", "contrast")},
+        },
+    )
+
+
+class HandWritten:
+    """The minimal loop: everything in tensors, nothing that training does not need."""
+
+    def __init__(self, experiment: Experiment, table: SliceTable, rows: np.ndarray, fit: Fit) -> None:
+        image = torch.from_numpy(table.image_RCHW[rows]).float()
+        low, high = image.amin(dim=(2, 3), keepdim=True), image.amax(dim=(2, 3), keepdim=True)
+        self.image_RCHW = (image - low) / (high - low)
+        self.mask_RKHW = torch.from_numpy(table.mask_RHW[rows]).float()[:, None]
+        self.label_R = torch.from_numpy(table.label_R[rows])
+        self.model: nn.Module = build_model(experiment, table).train()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=experiment.optim.lr, weight_decay=experiment.optim.weight_decay, fused=True
+        )
+        self.autocast = fit.autocast_dtype
+        if self.autocast is not None:
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.image_RCHW = self.image_RCHW.contiguous(memory_format=torch.channels_last)
+
+    def loss(self, image: Tensor, mask: Tensor, label: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=self.autocast, enabled=self.autocast is not None):
+            output = self.model(image)
+        logits = output.mask_logits_BKHW.float()
+        probability = logits.sigmoid()
+        both, all_ = (probability * mask).sum(dim=(2, 3)), probability.sum(dim=(2, 3)) + mask.sum(dim=(2, 3))
+        dice = 1 - (2 * both + 1) / (all_ + 1)
+        return (
+            F.binary_cross_entropy_with_logits(logits, mask)
+            + dice.mean()
+            + F.cross_entropy(output.class_logits_BN.float(), label)
+        )
+
+    def epoch(self) -> None:
+        total = torch.zeros(())
+        for rows in torch.randperm(len(self.label_R)).split(16):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self.loss(self.image_RCHW[rows], self.mask_RKHW[rows], self.label_R[rows])
+            loss.backward()
+            self.optimizer.step()
+            total += loss.detach()
+        if not torch.isfinite(total):
+            raise ArithmeticError("diverged")
+
+
+def against_hand_written(experiment: Experiment, table: SliceTable, epochs: int) -> dict[str, float]:
+    rows = np.arange(len(table))
+    fit = Fit(experiment, table, rows)
+    plain = HandWritten(experiment, table, rows, fit)
+    seconds: dict[str, list[float]] = {"fit": [], "hand_written": []}
+    for _ in range(epochs):
+        for name, epoch in (("fit", fit.run_epoch), ("hand_written", plain.epoch)):
+            start = time.perf_counter()
+            epoch()
+            seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    ratios = [a / b for a, b in zip(seconds["fit"][1:], seconds["hand_written"][1:], strict=True)]
+    return {
+        "fit_over_hand_written": statistics.median(ratios),
+        "fit_slices_per_second": len(rows) / medians["fit"],
+        "hand_written_slices_per_second": len(rows) / medians["hand_written"],
+    }
+
+
+def epoch_seconds(out: Path) -> list[float]:
+    """Seconds from each epoch's end to the next one's, as TensorBoard's events have them."""
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    times = [event.wall_time for event in events.Scalars("train_loss")]
+    return [later - earlier for earlier, later in pairwise(times[1:])]  # the first warms up
+
+
+def plain_run(data: str, out: str, size: int, width: int, epochs: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    experiment = settings(size, width, epochs)
+    list(run(RunSpec.of(experiment, data, out, None), load_table(data, experiment.data)))
+
+
+def against_ray_train(data: str, folder: Path, size: int, width: int, epochs: int, threads: int) -> dict[str, float]:
+    import ray
+
+    from braintum.training.worker import train
+
+    ray.init(address="local", num_cpus=threads, log_to_driver=False)
+    seconds: dict[str, list[float]] = {"ray": [], "plain": []}
+    for turn in range(3):
+        out = folder / f"plain-{turn}"
+        arguments = [PLAIN, data, str(out), *map(str, (size, width, epochs, threads))]
+        subprocess.run([sys.executable, __file__, *arguments], check=True, stdout=subprocess.DEVNULL)
+        seconds["plain"] += epoch_seconds(out)
+        out = folder / f"ray-{turn}"
+        train(settings(size, width, epochs), data, str(out), progress=Progress("ray", quiet=True))
+        seconds["ray"] += epoch_seconds(out)
+    ray.shutdown()
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "ray_train_over_plain_python": medians["ray"] / medians["plain"],
+        "ray_train_epoch_seconds": medians["ray"],
+        "plain_python_epoch_seconds": medians["plain"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (("slices", 480), ("size", 64), ("width", 8), ("epochs", 6), ("threads", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = str(folder / "phantom")
+        ingest_phantom(data, cases=a.slices // 6, slices_per_case=6, size=a.size)
+        experiment = settings(a.size, a.width, a.epochs)
+        results = {
+            **against_hand_written(experiment, load_table(data, experiment.data), a.epochs),
+            **against_ray_train(data, folder, a.size, a.width, a.epochs, a.threads),
+        }
+    command = " ".join(["python benchmarks/training_loop.py", *(f"--{k} {v}" for k, v in vars(a).items())])
+    record("training_loop", results, command)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [PLAIN]:
+        plain_run(sys.argv[2], sys.argv[3], *map(int, sys.argv[4:]))
+    else:
+        main()
