@@ -60,8 +60,8 @@ def ingest_folder(
 @ingest.command("phantom")
 def ingest_phantom(
     out: OutUrl,
-    cases: Annotated[int, typer.Option(min=4, help="Number of patients.")] = 60,
-    slices_per_case: Annotated[int, typer.Option(min=1, help="Slices of each.")] = 8,
+    cases: Annotated[int, typer.Option(min=4, help="Number of patients.")] = 120,
+    slices_per_case: Annotated[int, typer.Option(min=1, help="Slices of each.")] = 4,
     size: Annotated[int, typer.Option(min=32, help="Height and width, pixels.")] = 128,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Json = False,

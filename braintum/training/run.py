@@ -73,7 +73,7 @@ def prepare_out(out: str, about: dict[str, Any], *, resume: bool, record: str = 
     if not storage.exists(place):
         raise ConfigError(f"{place}: not there, so {out} is nothing that can be resumed; choose another --out")
     found = storage.read_json(place)
-    changed = sorted(key for key in about if found.get(key) != about[key])
+    changed = [key for key in about if found.get(key) != about[key]]
     if changed:
         raise ConfigError(f"{place}: {_difference(found, about, changed[0])}; choose another --out")
 

@@ -36,6 +36,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report reaches the controller in 20 ms instead of up to 2 s
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # without it, a rank that dies between reports hangs the others for ever
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # Ray Train trains in a thread, whose own arena glibc would give back whatever `keep_freed_memory` says.
+    "MALLOC_ARENA_MAX": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # braintum writes history.parquet and TensorBoard itself
     "RAY_AIR_NEW_OUTPUT": "0",  # the progress table is ours
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # nothing of Tune's own state is needed: an interrupt ends at once
@@ -83,7 +85,7 @@ class Mailbox:
         self._queue = Queue(actor_options={"num_cpus": 0})
 
     def put(self, name: str, **fields: Any) -> None:
-        self._queue.put((name, fields))
+        self._queue.actor.put_nowait.remote((name, fields))  # type: ignore[attr-defined]  # nobody waits
 
     def drain(self, progress: Progress) -> None:
         """Shows what has arrived."""

@@ -137,7 +137,7 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
     _write_history(out, trials)
     if not best:
         raise ConfigError(f"{out}: no trial finished all folds ({_counts(trials)}); see trials.parquet there")
-    winners = {name: _experiment(trial) for name, trial in best.items()}
+    winners = {name: _winner(space, trial) for name, trial in best.items()}
     summary: dict[str, Any] = {
         "name": space.name,
         "trials": _counts(trials),
@@ -275,8 +275,10 @@ def _most_epochs(space: SearchSpace, study: str) -> int:
     return max(fixed, *(int(end) for end in searched.ends)) if searched else fixed  # type: ignore[arg-type]
 
 
-def _experiment(trial: FrozenTrial) -> Experiment:
-    return Experiment.from_dict(json.loads(trial.user_attrs[SPEC])["experiment"])
+def _winner(space: SearchSpace, trial: FrozenTrial) -> Experiment:
+    """A trial's settings with a fresh seed: its own was chosen with them, by luck too."""
+    experiment = Experiment.from_dict(json.loads(trial.user_attrs[SPEC])["experiment"])
+    return experiment.with_overrides({"training.seed": seed_of(space.sampler.seed, "winner")})
 
 
 def _best(space: SearchSpace, studies: dict[str, Study]) -> dict[str, FrozenTrial]:

@@ -121,7 +121,7 @@ def test_stopped_trials_are_told_as_pruned_and_diverged_ones_as_failed(phantom: 
         "trials": 6,
         "resources": {"max_concurrent": 1},
         "sampler": {"name": "random", "seed": 1},
-        "parameters": {"loss.segmentation_weight": {"choice": [1.0, 1e38]}, "optim.lr": {"choice": [1e-2, 1e-9]}},
+        "parameters": {"loss.segmentation_weight": {"choice": [1.0, 1e39]}, "optim.lr": {"choice": [1e-2, 1e-9]}},
     }
     search(space(tmp_path, **changes), phantom, str(out), progress=quiet())
     states = [trial.state.name for trial in studies_of(out)["unet"].trials]
@@ -129,7 +129,7 @@ def test_stopped_trials_are_told_as_pruned_and_diverged_ones_as_failed(phantom: 
     assert states.count("PRUNED") >= 1
     assert states.count("FAIL") >= 1
     for trial in studies_of(out)["unet"].trials:
-        diverging = trial.params["loss.segmentation_weight"] == 1e38
+        diverging = trial.params["loss.segmentation_weight"] == 1e39
         assert (trial.state.name == "FAIL") == diverging
         if diverging:
             assert "epoch 1, step" in trial.user_attrs["failure"]

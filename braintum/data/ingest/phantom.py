@@ -34,7 +34,7 @@ Plane = NDArray[np.float64]
 
 
 def ingest_phantom(
-    out: str, *, cases: int = 64, slices_per_case: int = 6, size: int = 128, seed: int = 0, name: str = "phantom"
+    out: str, *, cases: int = 120, slices_per_case: int = 4, size: int = 128, seed: int = 0, name: str = "phantom"
 ) -> Card:
     """Draws a phantom set and writes it as a dataset at `out`; returns its card. A pure function of its arguments.
 

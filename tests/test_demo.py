@@ -1,0 +1,38 @@
+"""What `make demo` trains: hard enough to mean something, easy enough to be learned in minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from braintum.data.folds import split
+from braintum.data.ingest.phantom import ingest_phantom
+from braintum.data.table import SliceTable, load_table
+from braintum.training.fit import Fit
+from braintum.tuning.space import SearchSpace
+
+SMOKE = SearchSpace.load(Path(__file__).parents[1] / "search_spaces" / "smoke.yaml")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> SliceTable:
+    url = str(tmp_path_factory.mktemp("phantom") / "set")
+    ingest_phantom(url)
+    return load_table(url, SMOKE.experiment(SMOKE.architectures[0], {}).data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", SMOKE.architectures)
+def test_demo_models_land_between_useless_and_solved(architecture: str, table: SliceTable) -> None:
+    """The search's first trial of each architecture, on a held-out half of the cases."""
+    torch.set_num_threads(1)
+    rows = split(table, "1", SMOKE.folds, seed=0)
+    fit = Fit(SMOKE.experiment(architecture, {}), table, rows.train)
+    list(fit)
+    metrics = fit.score_rows(rows.held_out)
+    scores = {name: metrics[name] for name in ("dice", "accuracy") if name in metrics}
+    assert scores
+    for name, value in scores.items():
+        assert 0.5 < value < 0.95, f"{name}: {value}"

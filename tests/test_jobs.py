@@ -1,0 +1,96 @@
+"""The commands as jobs of a Ray cluster: submitted, stopped, resumed, on a head started by `ray start`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from conftest import free_ports
+
+from braintum.data.ingest.phantom import ingest_phantom
+
+REPOSITORY = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+SPACE = {
+    "name": "job",
+    "architectures": ["unet"],
+    "base": "fast",
+    "overrides": {
+        "data.image_size": 32, "model.width": 2, "model.depth": 2, "training.epochs": 6, "training.device": "cpu",
+    },
+    "folds": 2,
+    "trials": 4,
+    "resources": {"max_concurrent": 1},
+    "parameters": {"optim.lr": {"log_uniform": [1e-4, 1e-2]}},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[dict[str, str]]:
+    """A head of two CPUs with ports and a folder of its own; the environment that reaches its dashboard."""
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    gcs, dashboard, client = free_ports(3)
+    environment = {**os.environ, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    command = [BIN / "ray", "start", "--head", "--num-cpus=2", f"--port={gcs}", f"--dashboard-port={dashboard}",
+               f"--ray-client-server-port={client}", f"--temp-dir={folder}", "--block",
+               "--object-store-memory=500000000"]  # fmt: skip
+    with open(Path(folder) / "head.log", "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield environment
+    finally:
+        process.terminate()
+        process.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def ray(environment: dict[str, str], *arguments: str) -> str:
+    """Runs `ray job …` and returns what it prints; retried while the head is coming up."""
+    for _ in range(60):
+        done = subprocess.run(
+            [BIN / "ray", "job", *arguments], env=environment, cwd=REPOSITORY, capture_output=True, text=True
+        )
+        if done.returncode == 0 or "connect" not in done.stderr.lower():
+            break
+        time.sleep(1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_job_is_stopped_with_its_state_saved_and_resumed(head: dict[str, str], tmp_path: Path) -> None:
+    data, out, space = tmp_path / "data", tmp_path / "study", tmp_path / "space.yaml"
+    ingest_phantom(str(data), cases=16, slices_per_case=2, size=32)
+    space.write_text(yaml.safe_dump(SPACE))
+    submit = ["submit", "--working-dir", ".", "--runtime-env", "jobs/runtime_env.yaml"]
+    entry = ["--", "python", "jobs/search.py", str(space), "--data", str(data), "--out", str(out)]
+    ray(head, *submit, "--no-wait", "--submission-id", "first", *entry)
+    second = out / "trials" / "unet-1" / "history.json"
+    deadline = time.monotonic() + 180
+    while not second.exists():
+        assert time.monotonic() < deadline, ray(head, "logs", "first")
+        time.sleep(0.1)
+    ray(head, "stop", "first")
+    assert "STOPPED" in ray(head, "status", "first").upper()
+    study = optuna.load_study(study_name="unet", storage=f"sqlite:///{out}/optuna.db")
+    assert [trial.state.name for trial in study.trials][:2] == ["COMPLETE", "RUNNING"]
+    kept = len(json.loads(second.read_text()))
+    first_trial = (out / "trials" / "unet-0" / "history.json").stat().st_mtime_ns
+    log = ray(head, *submit, "--submission-id", "again", *entry, "--resume")
+    assert "succeeded" in log.lower()
+    epochs = [row["epoch"] for row in json.loads(second.read_text())]
+    assert kept >= 1
+    assert epochs == sorted(set(epochs)), "no epoch is trained twice"
+    assert first_trial == (out / "trials" / "unet-0" / "history.json").stat().st_mtime_ns
+    assert sum(json.loads((out / "summary.json").read_text())["trials"].values()) == 4
