@@ -5,12 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +20,6 @@ from braintum.config import Experiment
 QUICK = ["--set", "data.image_size=32", "--set", "model.width=4", "--set", "training.batch_size=8"]
 
 Rows = list[dict[str, str]]
-
-
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    """One local Ray for all commands of this file (in this process they join what is there)."""
-    import ray
-
-    place = tempfile.mkdtemp(prefix="ray")  # short: Ray's sockets live in it
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=place)
-    yield
-    ray.shutdown()
-    shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +192,7 @@ def command(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray_here")
+@pytest.mark.usefixtures("ray_cluster")
 class TestDataThatCannotBeTrainedOn:
     """Every command that trains refuses it alike, and leaves no output."""
 
@@ -263,7 +248,7 @@ class TestDataThatCannotBeTrainedOn:
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray_here")
+@pytest.mark.usefixtures("ray_cluster")
 def test_an_unknown_fold(capfd: pytest.CaptureFixture[str], tmp_path: Path, folder: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     assert main(["ingest", "folder", str(folder), "--out", str(data)]) == 0
@@ -272,7 +257,7 @@ def test_an_unknown_fold(capfd: pytest.CaptureFixture[str], tmp_path: Path, fold
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray_here")
+@pytest.mark.usefixtures("ray_cluster")
 def test_train_and_report_with_json(capfd: pytest.CaptureFixture[str], tmp_path: Path, phantom: Path) -> None:
     out = tmp_path / "run"
     command = ["train", "--config", "fast", *QUICK, "--set", "training.epochs=1", "--data", str(phantom)]
@@ -313,26 +298,3 @@ def test_models_and_schema_are_for_programs_too(capfd: pytest.CaptureFixture[str
 def test_a_job_is_the_command_of_its_name(job: str) -> None:
     done = subprocess.run([sys.executable, f"jobs/{job}.py", "--help"], capture_output=True, text=True, check=True)
     assert f"Usage: braintum {job}" in done.stdout
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_an_interrupted_command_ends_with_130_and_resumes(tmp_path: Path, phantom: Path) -> None:
-    out = tmp_path / "run"
-    command = [sys.executable, "-m", "braintum.cli", "train", "--config", "fast", *QUICK, "--set", "training.epochs=60"]
-    command += ["--data", str(phantom), "--out", str(out)]
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
-    while not (out / "state.pt").exists():
-        assert started.poll() is None, started.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    started.send_signal(signal.SIGINT)
-    _, errors = started.communicate(timeout=60)
-    assert started.returncode == 130, errors
-    assert "interrupted" in errors
-    assert "Traceback" not in errors
-    assert not (out / "summary.json").exists()
-
-    done = subprocess.run([*command, "--resume", "--json"], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["epochs"] == 60
