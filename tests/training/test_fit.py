@@ -128,14 +128,18 @@ def test_nothing_of_the_held_out_fold_reaches_the_weights(table: SliceTable, tmp
 
 
 def test_training_learns(table: SliceTable) -> None:
-    settings = {"training__epochs": 25, "training__batch_size": 4, "optim__lr": 1e-2, "schedule__name": "one_cycle"}
-    rows = split(table, "1", 3, seed=0)
-    settings |= {
+    settings = {
+        "training__epochs": 25,
+        "training__batch_size": 8,
         "training__weights": "last",
         "training__early_stopping": None,
-        "model__width": 4,
+        "optim__lr": 3e-2,
+        "schedule__name": "one_cycle",
+        "model__width": 8,
+        "model__norm": "batch",
         "model__dropout": 0.0,
     }
+    rows = split(table, "1", 3, seed=0)
     fit = Fit(experiment(**settings), table, rows.train)
     history = list(fit)
     for term in ("train_segmentation_loss", "train_classification_loss"):
