@@ -15,7 +15,7 @@ from pathlib import Path
 import optuna
 import pytest
 import yaml
-from conftest import free_ports
+from ports import free_ports
 
 from braintum.data.ingest.phantom import ingest_phantom
 

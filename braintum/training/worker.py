@@ -6,8 +6,11 @@ again after a failure goes on from it, as `--resume` does.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +46,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # nothing of Tune's own state is needed: an interrupt ends at once
 }
 MAX_FAILURES = 3
+_SOCKETS = "/tmp"  # noqa: S108 - paths of sockets must be short
 
 
 class TrainingFailed(RuntimeError):
@@ -56,12 +60,24 @@ def connect() -> None:
     if ray.is_initialized():
         return
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # its runtime_env is set by `ray job submit`
-    ray.init(
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-        runtime_env=None if inside_job else {"env_vars": ENVIRONMENT},
-    )
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": None if inside_job else {"env_vars": ENVIRONMENT},
+    }
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    if address != "local":
+        try:
+            ray.init(address=address, **options)
+            return
+        except ConnectionError as error:
+            if address != "auto":
+                raise ConfigError(f"RAY_ADDRESS: {address}: no cluster answers there") from error
+    # A folder of its own: Ray's default one says which cluster is the machine's, and while that is another or a dead
+    # one, the workers of a stopped trial are not found and keep their cores.
+    folder = tempfile.mkdtemp(prefix="ray", dir=_SOCKETS)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    ray.init(address="local", _temp_dir=folder, **options)
 
 
 def gpus_for(experiment: Experiment) -> int:

@@ -242,7 +242,7 @@ def _tune(
             tune.with_parameters(
                 many_worker_trial, tables=tables.by_view, workers=slots.workers, resources=slots.per_worker
             ),
-            {"CPU": 0.01},  # the worker group inside takes its own
+            tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}]),  # a bundle of nothing is refused
         )
     with tempfile.TemporaryDirectory(prefix="braintum-tune-") as scratch:
         tune.Tuner(

@@ -141,7 +141,8 @@ def many_worker_trial(
     trainer = TorchTrainer(
         _work,
         train_loop_config={
-            "trial": asdict(spec), "table": tables[spec.view], "placed": placed, "threads": int(resources["CPU"])
+            "trial": asdict(spec), "table": tables[spec.view], "placed": placed,
+            "threads": max(1, int(resources["CPU"])),
         },
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),

@@ -218,7 +218,7 @@ def test_trials_of_two_workers_leave_nothing_behind_when_stopped(phantom: str, t
     changes: dict[str, Any] = {
         "architectures": ["unet"],
         "trials": 3,
-        "resources": {"workers": 2, "cpus_per_worker": 0.9},
+        "resources": {"workers": 2},
         "sampler": {"name": "random", "seed": 0},
         "parameters": {"optim.lr": {"choice": [1e-2, 1e-9]}},
         "overrides": {**TINY["overrides"], "training.epochs": 8},
