@@ -81,7 +81,7 @@ class OptunaSearcher(Searcher):
         return {"trial": asdict(spec)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._running[trial_id].report(result["score"], result[STEPS])
+        self._report(self._running[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._running.pop(trial_id)
@@ -90,7 +90,7 @@ class OptunaSearcher(Searcher):
             trial.set_user_attr("failure", reason)
             trial.study.tell(trial, state=TrialState.FAIL)
             return
-        trial.report(result["score"], result[STEPS])  # the step at which a scheduler stops is not told before
+        self._report(trial, result)  # the step at which a scheduler stops a trial is not told before
         if result["finished"]:
             trial.study.tell(trial, result["score"])
         else:
@@ -105,6 +105,12 @@ class OptunaSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: see `save`."""
+
+    def _report(self, trial: optuna.trial.Trial, result: dict[str, Any]) -> None:
+        """Tells a step once: a resumed trial says its last one again, and so does one that ends by itself."""
+        known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        if result[STEPS] not in known:
+            trial.report(result["score"], result[STEPS])
 
     def _next_study(self) -> str | None:
         """The study that is furthest behind its share of trials; None when all have theirs."""
