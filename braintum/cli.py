@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -224,6 +225,8 @@ def _show(result: Summary, as_json: bool, show: Callable[[Summary], None]) -> No
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (without the program's name; None: the process's own) and returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    # A shell starts background commands, and so a job its driver, with interrupts ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         # Not standalone: Typer would print its own several lines, and end the process.
         code = app(args=given or ["--help"], prog_name="braintum", standalone_mode=False)
