@@ -1,6 +1,6 @@
 """Keeps the summary of a study or a cross-validation among the recorded results.
 
-    python benchmarks/keep.py out/study cheng_quick "braintum search search_spaces/quick.yaml --data ... --out ..."
+python benchmarks/keep.py out/study cheng_quick "braintum search search_spaces/quick.yaml --data ... --out ..."
 """
 
 from __future__ import annotations
