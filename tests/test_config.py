@@ -8,16 +8,9 @@ import sys
 import pytest
 import yaml
 
-from braintum.config import (
-    ConfigError,
-    Experiment,
-    ModelConfig,
-    architectures,
-    json_schema,
-    parse_overrides,
-    recipes,
-    register,
-)
+from braintum.config import Experiment, json_schema, parse_overrides, recipes
+from braintum.models.registry import ModelConfig, architectures, register
+from braintum.settings import ConfigError
 
 
 def test_defaults_are_the_u_net_papers() -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from braintum.config import ConfigError
+from braintum.settings import ConfigError
 
 
 def cross_entropy_sum(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from braintum.config import ModelConfig, Task, register
+from braintum.models.registry import ModelConfig, Task, register
 
 if TYPE_CHECKING:
     from torch import nn

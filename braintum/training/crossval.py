@@ -12,11 +12,12 @@ import ray
 import torch
 
 from braintum import storage
-from braintum.config import ConfigError, Experiment
+from braintum.config import Experiment
 from braintum.data.folds import held_out_folds
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
 from braintum.evaluation.summary import summarise
+from braintum.settings import ConfigError
 from braintum.training.device import keep_freed_memory
 from braintum.training.progress import Progress
 from braintum.training.run import RunSpec, about_run, prepare_out, refuse_at_once, run

@@ -7,7 +7,8 @@ import platform
 
 import torch
 
-from braintum.config import ConfigError, Training
+from braintum.config import Training
+from braintum.settings import ConfigError
 
 
 def pick_device(training: Training) -> torch.device:

@@ -17,12 +17,13 @@ import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
 from braintum import storage
-from braintum.config import ConfigError, Experiment
+from braintum.config import Experiment
 from braintum.data.folds import Split, split
 from braintum.data.shards import read_card
 from braintum.data.table import SliceTable, read_masks
 from braintum.evaluation.predict import prediction_table
 from braintum.evaluation.summary import summarise
+from braintum.settings import ConfigError
 from braintum.training.checkpoint import MODEL, STATE, load_state, save_model, save_state
 from braintum.training.fit import Fit
 
@@ -134,7 +135,7 @@ def finish_run(spec: RunSpec, fit: Fit, rows: Split) -> dict[str, Any] | None:
         masks=table.masks,
     )
     history = history_table(fit.history, run=experiment.digest, architecture=experiment.model.name, fold=spec.fold)
-    storage.write_table(storage.join(spec.out, "predictions.parquet"), predictions)
+    storage.write_table(storage.join(spec.out, "predictions.parquet"), predictions.sort_by("slice_id"))
     storage.write_table(storage.join(spec.out, "history.parquet"), history)
     seconds = sum(row["seconds"] for row in fit.history)
     summary = {

@@ -27,9 +27,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from braintum import storage
-from braintum.config import ConfigError, Experiment
+from braintum.config import Experiment
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
+from braintum.settings import ConfigError
 from braintum.training.device import keep_freed_memory
 from braintum.training.fit import Diverged, Fit
 from braintum.training.progress import Progress

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from braintum.config import Part
+from braintum.settings import Part
 
 if TYPE_CHECKING:
     import optuna

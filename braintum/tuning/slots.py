@@ -7,7 +7,7 @@ from typing import Self
 
 import ray
 
-from braintum.config import ConfigError
+from braintum.settings import ConfigError
 from braintum.tuning.space import Resources
 
 

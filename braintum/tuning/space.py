@@ -15,16 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from braintum.config import (
-    ConfigError,
-    Experiment,
-    NamedPart,
-    Part,
-    architectures,
-    merge,
-    parse_yaml,
-    read_settings,
-)
+from braintum.config import Experiment, merge, read_settings
+from braintum.models.registry import architectures
+from braintum.settings import ConfigError, NamedPart, Part, Where, one_line, parse_yaml
 from braintum.tuning.parameter import Parameter, Scalar, holds
 
 if TYPE_CHECKING:
@@ -129,7 +122,7 @@ class SearchSpace(Part):
 
         Raises ConfigError: one line with the file, the field and what is allowed.
         """
-        from braintum.tuning.space_check import check, one_line
+        from braintum.tuning.space_check import check
 
         file = Path(path)
         if not file.is_file():
@@ -141,7 +134,7 @@ class SearchSpace(Part):
         try:
             space = cls.model_validate_json(json.dumps({**settings, **given}))
         except ValidationError as error:
-            raise ConfigError(f"{path}: {one_line(error)}") from None
+            raise ConfigError(f"{path}: {one_line(error, _siblings)}") from None
         except TypeError as error:  # YAML has values that JSON lacks, such as dates
             raise ConfigError(f"{path}: {error}") from None
         for name in sorted(set(overrides or {}) & set(space.parameters)):
@@ -218,3 +211,15 @@ class SearchSpace(Part):
         settings = self.model_dump(mode="json", exclude={"trials", "resources"})
         bases = [self.experiment(architecture, {}).to_dict() for architecture in self.architectures]
         return hashlib.sha256(json.dumps([settings, bases]).encode()).hexdigest()[:16]
+
+
+def _siblings(where: Where) -> str:
+    """What an error says of an unknown field of a space: the fields that stand there."""
+    parts: dict[str, type[Part]] = {
+        "resources": Resources,
+        "sampler": Sampler,
+        "scheduler": Scheduler,
+        "parameters": Parameter,
+    }
+    cls: type[Part] = SearchSpace if len(where) == 1 else parts[str(where[0])]
+    return f"; fields: {', '.join(field.alias or name for name, field in cls.model_fields.items())}"

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from braintum.config import ConfigError, Experiment, Part, model_config_class
-from braintum.tuning.parameter import Parameter, Scalar, allowed, holds, same
+from braintum.config import Experiment
+from braintum.models.registry import model_config_class
+from braintum.settings import ConfigError, Part
+from braintum.tuning.parameter import Scalar, allowed, holds, same
 
 if TYPE_CHECKING:
     from braintum.tuning.space import SearchSpace
@@ -175,31 +175,3 @@ def _elsewhere(space: SearchSpace, path: str) -> str:
     """The way out where only other architectures have the field."""
     having = [name for name in space.architectures if path in _fields(name)]
     return f" Restrict it with when: {{model.name: [{', '.join(having)}]}}" if having else ""
-
-
-def one_line(error: ValidationError) -> str:
-    """A pydantic error of a space as `field: value: what is allowed`, joined by semicolons."""
-    lines = []
-    for item in error.errors():
-        where = ".".join(str(x) for x in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        value = item.get("input")
-        if item["type"] == "extra_forbidden":
-            message = f"no such field; fields: {', '.join(_siblings(item['loc']))}"
-        elif not isinstance(value, Mapping | Parameter) and item["type"] != "missing":
-            message = f"{value!r}: {message}"
-        lines.append(f"{where}: {message}" if where else message)
-    return "; ".join(dict.fromkeys(lines))
-
-
-def _siblings(where: tuple[int | str, ...]) -> list[str]:
-    from braintum.tuning.space import Resources, Sampler, Scheduler, SearchSpace
-
-    parts: dict[str, type[Part]] = {
-        "resources": Resources,
-        "sampler": Sampler,
-        "scheduler": Scheduler,
-        "parameters": Parameter,
-    }
-    cls: type[Part] = SearchSpace if len(where) == 1 else parts[str(where[0])]
-    return [field.alias or name for name, field in cls.model_fields.items()]

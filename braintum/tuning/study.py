@@ -26,10 +26,11 @@ from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 
 from braintum import __version__, storage
-from braintum.config import ConfigError, Data, Experiment
+from braintum.config import Data, Experiment
 from braintum.data.folds import held_out_folds
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
+from braintum.settings import ConfigError
 from braintum.training.checkpoint import STATE
 from braintum.training.crossval import crossval
 from braintum.training.progress import Progress

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from monai.losses import DiceCELoss, DiceLoss
 
-from braintum.config import ConfigError
 from braintum.losses.classification import balanced_class_weights, cross_entropy_sum
 from braintum.losses.segmentation import EPSILON, bce_dice, dice, dice_ce
+from braintum.settings import ConfigError
 
 
 def logits_and_mask(num_masks: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import braintum.models  # noqa: F401 - registers the architectures
-from braintum.config import ConfigError, Experiment, ModelConfig, architectures, model_config_class
+from braintum.config import Experiment
 from braintum.losses.objective import Objective
 from braintum.models.output import Output
+from braintum.models.registry import ModelConfig, architectures, model_config_class
+from braintum.settings import ConfigError
 
 SMALL = {"width": 4, "hidden": 8}
 NUM_CLASSES, SIZE = 3, 32

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import braintum.models  # noqa: F401 - registers the architectures
-from braintum.config import ConfigError, Experiment
+from braintum.config import Experiment
 from braintum.models.networks.blocks import make_norm
+from braintum.settings import ConfigError
 
 
 def network(**model: object) -> nn.Module:

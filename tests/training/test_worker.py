@@ -19,8 +19,9 @@ import pytest
 import torch
 
 from braintum import storage
-from braintum.config import ConfigError, Experiment
+from braintum.config import Experiment
 from braintum.data.ingest.phantom import ingest_phantom
+from braintum.settings import ConfigError
 from braintum.training.crossval import crossval
 from braintum.training.fit import Diverged
 from braintum.training.progress import Progress

@@ -10,7 +10,8 @@ import optuna
 import pytest
 import yaml
 
-from braintum.config import ConfigError, Experiment, recipes
+from braintum.config import Experiment, recipes
+from braintum.settings import ConfigError
 from braintum.tuning.space import SearchSpace
 
 ROOT = Path(__file__).parents[2]

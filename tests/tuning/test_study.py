@@ -21,9 +21,10 @@ import yaml
 from ray.util.state import list_placement_groups
 
 from braintum import storage
-from braintum.config import ConfigError, Experiment
+from braintum.config import Experiment
 from braintum.data.ingest.phantom import ingest_phantom
 from braintum.reporting.html import report
+from braintum.settings import ConfigError
 from braintum.training.progress import Progress
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.study import search

@@ -1,0 +1,105 @@
+"""The registry of architectures: what can be asked of each, by name.
+
+An architecture registers its options (`@register`, see the files beside this one); its network is imported when it is
+built, so that nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import ValidationError
+
+from braintum.settings import ConfigError, Part, one_line
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Task = Literal["segmentation", "classification"]
+
+
+class ModelConfig(Part):
+    """Options of an architecture. Subclass it, decorate with `@register("name")`, and give it `build`.
+
+    `divisor` is what a slice's height and width must be divisible by.
+    """
+
+    name: str
+
+    @property
+    def tasks(self) -> frozenset[Task]:
+        """The tasks that the network has an output for."""
+        raise NotImplementedError(f"{type(self).__name__} does not say its tasks")
+
+    @property
+    def divisor(self) -> int:
+        """Height and width of a slice must be multiples of this."""
+        return 1
+
+    def build(self, in_channels: int, num_classes: int, num_masks: int) -> nn.Module:
+        """The network: `forward(image_BCHW) -> Output` (braintum.models.output)."""
+        raise NotImplementedError(f"{type(self).__name__} does not build a network")
+
+
+C = TypeVar("C", bound=type[ModelConfig])
+_REGISTRY: dict[str, tuple[type[ModelConfig], dict[str, Any]]] = {}
+
+
+def register(name: str, **preset: Any) -> Callable[[C], C]:
+    """Registers an architecture's options under `name`; `preset` overrides the class's defaults under that name.
+
+    Raises ValueError if the name is taken.
+    """
+
+    def decorate(cls: C) -> C:
+        if name in _REGISTRY:
+            raise ValueError(
+                f"architecture {name!r} is registered twice: {_REGISTRY[name][0].__name__}, {cls.__name__}"
+            )
+        _REGISTRY[name] = (cls, preset)
+        return cls
+
+    return decorate
+
+
+def architectures() -> list[str]:
+    """The names of all registered architectures, sorted."""
+    return sorted(_REGISTRY)
+
+
+def model_config_class(name: str) -> type[ModelConfig]:
+    """The options class of an architecture. Raises ConfigError with the known names."""
+    if name not in _REGISTRY:
+        raise ConfigError(f"model.name: {name!r} is not an architecture; known: {', '.join(architectures())}")
+    return _REGISTRY[name][0]
+
+
+def resolve_model(value: Any) -> Any:
+    """Plain options with a `name` as the options of that architecture, its preset applied. Raises ValueError."""
+    if isinstance(value, ModelConfig):
+        return value
+    if not isinstance(value, Mapping) or not isinstance(value.get("name", "unet"), str):
+        raise ValueError("expected options with a name, such as {name: unet, width: 16}")
+    value = {"name": "unet", **value}
+    cls, preset = _REGISTRY.get(value["name"], (None, {}))
+    if cls is None:
+        raise ValueError(f"{value['name']!r} is not an architecture; known: {', '.join(architectures())}")
+    try:
+        return cls.model_validate_json(json.dumps({**preset, **value}))
+    except ValidationError as error:  # said here: nested, pydantic would print its own several lines
+        fields = f"; fields of {value['name']}: {', '.join(cls.model_fields)}"
+        raise ValueError(one_line(error, lambda _: fields)) from None
+
+
+def options_schemas() -> dict[str, dict[str, Any]]:
+    """JSON Schema of each architecture's options, with its preset's values as defaults."""
+    schemas = {}
+    for name in architectures():
+        cls, preset = _REGISTRY[name]
+        schemas[name] = schema = cls.model_json_schema()
+        schema["properties"]["name"] = {"const": name}
+        for field, value in preset.items():
+            schema["properties"][field]["default"] = value
+    return schemas

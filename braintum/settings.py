@@ -1,0 +1,99 @@
+"""What settings are made of: frozen strict parts, YAML, and errors of one line.
+
+This module and all that stand on it up to `braintum.config` import neither torch nor Ray, so that a configuration or
+a search space is checked in milliseconds on any machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+Where = tuple[int | str, ...]
+"""The path to a field, as pydantic gives it."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: one line that names the field, the value and what is allowed."""
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-4` as a string (it wants a dot); people write it in every recipe, so here it is a float."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parses YAML (floats such as `1e-4` included). Raises ConfigError naming `source` and the line."""
+    try:
+        return yaml.load(text, Loader=_Yaml)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+class Part(BaseModel):
+    """A frozen, strict part of an Experiment: unknown fields and wrong types are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def option(self, field: str) -> Any:
+        """The value of an option that this part's `name` uses.
+
+        For fields that are None unless used (see `NamedPart`); reading one that is not used is a bug, not a setting.
+        """
+        value = getattr(self, field)
+        if value is None:
+            raise AssertionError(f"{type(self).__name__}.{field} is not an option of {getattr(self, 'name', '?')}")
+        return value
+
+
+class NamedPart(Part):
+    """A part whose `name` decides which other fields have an effect.
+
+    `OPTIONS` maps each name to the fields that belong to it and their defaults. A field of another name is refused
+    (a setting without effect is an error); the resolved defaults are written out with every run.
+    """
+
+    OPTIONS: ClassVar[dict[str, dict[str, Any]]]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        name = value.get("name", cls.model_fields["name"].default)
+        options = cls.OPTIONS.get(name)
+        if options is None:
+            return value
+        every = {field for fields in cls.OPTIONS.values() for field in fields}
+        for field in sorted(every - set(options)):
+            if value.get(field) is not None:
+                users = ", ".join(n for n, fields in cls.OPTIONS.items() if field in fields)
+                raise ValueError(f"{field} has no effect with name={name}; it belongs to {users}. Leave it out")
+        given = {field: v for field, v in value.items() if v is not None}
+        return {**options, **given}
+
+
+def one_line(error: ValidationError, near: Callable[[Where], str]) -> str:
+    """A pydantic error as `field: value: what is allowed`, joined by semicolons.
+
+    `near`: from the place of an unknown field to what the message says of the fields that there are.
+    """
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(x) for x in item["loc"])
+        message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        value = item.get("input")
+        if item["type"] == "extra_forbidden":
+            message = "no such field" + near(item["loc"])
+        elif not isinstance(value, Mapping | BaseModel) and item["type"] != "missing":
+            message = f"{value!r}: {message}"
+        lines.append(f"{where}: {message}" if where else message)
+    return "; ".join(dict.fromkeys(lines))
