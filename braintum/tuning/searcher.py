@@ -33,12 +33,12 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "little")
 
 
-def build_sampler(sampler: Sampler, number: int) -> BaseSampler:
-    """The sampler that asks for trial `number`.
+def build_sampler(sampler: Sampler, study: str, number: int) -> BaseSampler:
+    """The sampler that asks for trial `number` of a study.
 
-    It is made anew from (seed, number) at every ask, so that a study that was resumed asks as if undisturbed.
+    It is made anew from (seed, study, number) at every ask, so that a study that was resumed asks as if undisturbed.
     """
-    seed = seed_of(sampler.seed, number)
+    seed = seed_of(sampler.seed, "ask", study, number)
     if sampler.name == "random":
         return RandomSampler(seed=seed)
     if sampler.name == "gp":
@@ -122,7 +122,7 @@ class OptunaSearcher(Searcher):
     def _ask(self, name: str) -> tuple[optuna.trial.Trial, TrialSpec]:
         study = self._studies[name]
         number = len(study.get_trials(deepcopy=False)) - _waiting(study)
-        study.sampler = build_sampler(self._space.sampler, number)
+        study.sampler = build_sampler(self._space.sampler, name, number)
         trial = study.ask()
         architecture, values = self._space.suggest(trial, None if self._space.joint else name)
         spec = self._place(architecture, trial.number, name, values)
