@@ -142,7 +142,7 @@ def search(
     from braintum.training.progress import Progress
     from braintum.tuning.study import search as run
 
-    with _stdout_for(as_json), Progress(loaded.name, total=loaded.trials) as progress:
+    with _stdout_for(as_json), Progress(loaded.name) as progress:
         summary = run(loaded, data, out, resume=resume, progress=progress)
     _show(summary, as_json, print_study)
 

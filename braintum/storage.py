@@ -6,6 +6,7 @@ import io
 import json
 import os
 import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import fsspec
@@ -59,6 +60,12 @@ def remove(url: str) -> None:
     filesystem, path = fsspec.core.url_to_fs(url)
     if filesystem.exists(path):
         filesystem.rm(path, recursive=True)
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """A table of rows whose keys may differ; what a row lacks is null."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
 
 
 def read_json(url: str) -> Any:

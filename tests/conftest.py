@@ -26,6 +26,16 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_phantom(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A phantom set of 48 slices of 32×32 pixels, two a case."""
+    from braintum.data.ingest.phantom import ingest_phantom
+
+    url = str(tmp_path_factory.mktemp("phantom") / "set")
+    ingest_phantom(url, cases=24, slices_per_case=2, size=32)
+    return url
+
+
+@pytest.fixture(scope="session")
 def s3_server() -> Iterator[dict[str, str]]:
     """A real S3 server (seaweedfs) on loopback with an empty bucket `braintum`; the environment that reaches it."""
     weed = shutil.which("weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))

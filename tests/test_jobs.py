@@ -18,6 +18,7 @@ import yaml
 from ports import free_ports
 
 from braintum.data.ingest.phantom import ingest_phantom
+from braintum.training.worker import ENVIRONMENT
 
 REPOSITORY = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -26,7 +27,7 @@ SPACE = {
     "architectures": ["unet"],
     "base": "fast",
     "overrides": {
-        "data.image_size": 32, "model.width": 2, "model.depth": 2, "training.epochs": 6, "training.device": "cpu",
+        "data.image_size": 32, "model.width": 2, "model.depth": 2, "training.epochs": 60, "training.device": "cpu",
     },
     "folds": 2,
     "trials": 4,
@@ -67,6 +68,11 @@ def ray(environment: dict[str, str], *arguments: str) -> str:
     return done.stdout
 
 
+def test_workers_of_a_job_get_the_environment_that_others_get() -> None:
+    job = yaml.safe_load((REPOSITORY / "jobs" / "runtime_env.yaml").read_text())["env_vars"]
+    assert {name: value for name, value in job.items() if not name.startswith("RAY_JOB_STOP")} == ENVIRONMENT
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_job_is_stopped_with_its_state_saved_and_resumed(head: dict[str, str], tmp_path: Path) -> None:
@@ -83,6 +89,7 @@ def test_job_is_stopped_with_its_state_saved_and_resumed(head: dict[str, str], t
         time.sleep(0.1)
     ray(head, "stop", "first")
     assert "STOPPED" in ray(head, "status", "first").upper()
+    assert "what was saved stays" in ray(head, "logs", "first"), "it ended by itself, before it would be killed"
     study = optuna.load_study(study_name="unet", storage=f"sqlite:///{out}/optuna.db")
     assert [trial.state.name for trial in study.trials][:2] == ["COMPLETE", "RUNNING"]
     kept = len(json.loads(second.read_text()))

@@ -65,14 +65,7 @@ class Batches:
         world_size: int = 1,
         device: str | torch.device = "cpu",
     ) -> None:
-        if not len(rows):
-            raise DataError("no slices to train on")
-        self.num_steps = -(-len(rows) // batch_size)
-        if len(rows) // self.num_steps < world_size:
-            raise DataError(
-                f"training.batch_size: {batch_size} over {len(rows)} slices leaves some of {world_size} workers "
-                "without a slice; use fewer workers or a larger batch"
-            )
+        self.num_steps = steps_per_epoch(len(rows), batch_size, world_size)
         self._table, self._rows, self._seed = table, np.asarray(rows, np.int64), seed
         self._augment, self._rank, self._world_size = augment, rank, world_size
         self._gather = _Gather(table, torch.device(device))
@@ -87,6 +80,19 @@ class Batches:
             if self._augment is not None and draws_RP is not None:
                 image_BCHW, mask_B1HW = augment_batch(image_BCHW, mask_B1HW, draws_RP[mine], self._augment)
             yield self._gather.batch(image_BCHW, mask_B1HW, mine, step)
+
+
+def steps_per_epoch(num_rows: int, batch_size: int, world_size: int) -> int:
+    """Steps in which `num_rows` are seen once. Raises DataError where a worker would have none in a step."""
+    if not num_rows:
+        raise DataError("no slices to train on")
+    steps = -(-num_rows // batch_size)
+    if num_rows // steps < world_size:
+        raise DataError(
+            f"training.batch_size: {batch_size} over {num_rows} slices leaves some of {world_size} workers "
+            "without a slice; use fewer workers or a larger batch"
+        )
+    return steps
 
 
 def ordered_batches(
@@ -104,7 +110,6 @@ class _Pixels(NamedTuple):
     mask_RX: Tensor
     low_RC11: Tensor
     scale_RC11: Tensor
-    resident: bool
 
 
 _PIXELS: WeakKeyDictionary[SliceTable, dict[str, _Pixels]] = WeakKeyDictionary()
@@ -116,14 +121,12 @@ def _pixels(table: SliceTable, device: torch.device) -> _Pixels:
     if str(device) not in known:
         span_RC = table.high_RC - table.low_RC
         scale_RC = np.where(span_RC > 0, 1 / np.where(span_RC > 0, span_RC, 1), 0).astype(np.float32)
-        resident = device.type != "cuda" or _fits(table, device)
-        home = device if resident else torch.device("cpu")
+        home = device if device.type != "cuda" or _fits(table, device) else torch.device("cpu")
         known[str(device)] = _Pixels(
             _tensor(table.image_RCHW.reshape(len(table), -1)).to(home),
             _tensor(table.mask_RHW.reshape(len(table), -1)).to(home),
             _tensor(table.low_RC[:, :, None, None]).to(home),
             _tensor(scale_RC[:, :, None, None]).to(home),
-            resident,
         )
     return known[str(device)]
 

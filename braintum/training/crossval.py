@@ -17,8 +17,8 @@ from braintum.data.folds import held_out_folds
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
 from braintum.evaluation.summary import summarise
-from braintum.settings import ConfigError
 from braintum.training.device import keep_freed_memory
+from braintum.training.fit import usable_rows
 from braintum.training.progress import Progress
 from braintum.training.run import RunSpec, about_run, prepare_out, refuse_at_once, run
 from braintum.training.worker import (
@@ -51,13 +51,14 @@ def crossval(
     whole = RunSpec.of(experiment, data_url, out, None, folds)
     refuse_at_once(whole.data_url, whole.out, resume=resume)
     connect()
-    if experiment.training.batch_size < workers:
-        raise ConfigError(f"training.batch_size: {experiment.training.batch_size} is less than --workers {workers}")
     table_ref = share_table(whole.data_url, experiment.data)
     table: SliceTable = ray.get(table_ref)
     names = list(held_out_folds(table, folds, seed=0))
-    prepare_out(whole.out, about_run(whole, table.digest), resume=resume)
     specs = [RunSpec.of(experiment, data_url, storage.join(whole.out, f"fold-{name}"), name, folds) for name in names]
+    for spec in specs:
+        usable_rows(experiment, table, spec.split(table).train, workers)
+    gpus_for(experiment.training.device)
+    prepare_out(whole.out, about_run(whole, table.digest), resume=resume)
     if not storage.exists(storage.join(whole.out, "summary.json")):
         _train_folds(specs, table_ref, table.digest, workers, progress)
         _gather(whole, specs)
@@ -70,8 +71,9 @@ def _train_folds(
 ) -> None:
     experiment = Experiment.from_dict(specs[0].experiment)
     todo = {}
+    progress.expect(len(specs))
     for spec in specs:
-        name = f"fold {spec.fold}"
+        name = f"{experiment.model.name}-fold-{spec.fold}"
         done = storage.exists(storage.join(spec.out, "summary.json"))
         progress.update(
             name, what=experiment.model.name, state="complete" if done else "waiting", epochs=experiment.training.epochs
@@ -86,7 +88,7 @@ def _train_folds(
                 train_on_workers(spec, table_ref, workers, mailbox, name)
                 progress.update(name, state="complete")
             return
-        gpus, cpus = gpus_for(experiment), cpus_per_worker(len(specs))
+        gpus, cpus = gpus_for(experiment.training.device), cpus_per_worker(len(specs))
         task = _run_fold.options(num_gpus=gpus, num_cpus=1 if gpus else cpus)
         running = {task.remote(spec, table_ref, mailbox, name, cpus): name for name, spec in todo.items()}
         try:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from braintum.config import Experiment
-from braintum.data.batches import Batch, Batches
-from braintum.data.folds import validation_split
+from braintum.data.batches import Batch, Batches, steps_per_epoch
+from braintum.data.folds import Rows, validation_split
+from braintum.data.schema import DataError
 from braintum.data.table import SliceTable
 from braintum.evaluation.predict import selection_metrics, slice_scores
 from braintum.losses.classification import balanced_class_weights
@@ -65,11 +66,7 @@ class Fit:
         self.device = pick_device(training)
         self.autocast_dtype = autocast_dtype(training, self.device)
         self._format = memory_format(self.device, self.autocast_dtype)
-        self._fit_rows, self._validation_rows = train_rows, np.empty(0, dtype=np.int64)
-        if experiment.needs_validation:
-            self._fit_rows, self._validation_rows = validation_split(
-                table, train_rows, experiment.data.validation, training.seed
-            )
+        self._fit_rows, self._validation_rows = usable_rows(experiment, table, train_rows, world_size)
         self._batches = Batches(
             table,
             self._fit_rows,
@@ -198,8 +195,15 @@ class Fit:
         terms_ST = torch.stack(terms)  # S steps, T terms
         if self.world_size > 1:
             dist.all_reduce(terms_ST)
+            self._share_buffers()
         self._refuse_divergence(terms_ST[:, 0])
         return dict(zip(self._term_names, terms_ST.mean(dim=0).tolist(), strict=True))
+
+    def _share_buffers(self) -> None:
+        """Gives all workers rank 0's batch statistics, those of the weights that are scored and saved."""
+        for model in (self.model, self._average):
+            for buffer in model.buffers() if model is not None else ():
+                dist.broadcast(buffer, src=0)
 
     def _step(self, batch: Batch) -> Tensor:
         """One weight update; this worker's share of the losses (total and each task's)."""
@@ -256,6 +260,30 @@ class Fit:
             raise Diverged(
                 f"the loss became {float(total_S[step])} at epoch {self.epoch + 1}, step {step + 1}: lower optim.lr"
             )
+
+
+def usable_rows(experiment: Experiment, table: SliceTable, train_rows: Rows, world_size: int) -> tuple[Rows, Rows]:
+    """The rows to fit and those to validate on (none where nothing is chosen inside a run).
+
+    Raises DataError or ConfigError for what could not be trained: a task without targets in the rows, a part without
+    a class, fewer slices than workers.
+    """
+    name, tasks, label_R = experiment.model.name, experiment.model.tasks, table.label_R[train_rows]
+    if "segmentation" in tasks and not table.has_mask_R[train_rows].any():
+        raise DataError(f"model.name: {name} segments, and no training slice has a mask; use a classifier or add masks")
+    if "classification" in tasks and len(np.unique(label_R[label_R >= 0])) < 2:
+        found = "is of one class" if (label_R >= 0).any() else "has a label"
+        kind = "every training slice" if (label_R >= 0).any() else "no training slice"
+        raise DataError(f"model.name: {name} classifies, and {kind} {found}; use a segmenter or add classes")
+    fit_rows, validation_rows = train_rows, np.empty(0, dtype=np.int64)
+    if experiment.needs_validation:
+        fit_rows, validation_rows = validation_split(
+            table, train_rows, experiment.data.validation, experiment.training.seed
+        )
+    steps_per_epoch(len(fit_rows), experiment.training.batch_size, world_size)
+    if experiment.loss.class_weights == "balanced":
+        balanced_class_weights(table.label_R[fit_rows], len(table.classes))
+    return fit_rows, validation_rows
 
 
 def build_model(experiment: Experiment, table: SliceTable) -> nn.Module:

@@ -40,8 +40,9 @@ class Progress:
     In a terminal the table is redrawn in place; without one, each new epoch-mile, start and end is one line on stderr.
     """
 
-    def __init__(self, title: str, *, quiet: bool = False, total: int | None = None) -> None:
-        self.title, self.total, self.quiet = title, total, quiet
+    def __init__(self, title: str, *, quiet: bool = False) -> None:
+        self.title, self.quiet = title, quiet
+        self._expected = 0
         self.rows: dict[str, Row] = {}
         self._console = Console(stderr=True)
         self._live: Live | None = None
@@ -60,6 +61,10 @@ class Progress:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+    def expect(self, rows: int) -> None:
+        """So many more rows will come, for the heading's count."""
+        self._expected += rows
 
     def update(
         self,
@@ -107,9 +112,9 @@ class Progress:
     def _render(self) -> Table:
         elapsed = time.monotonic() - self._started
         done = sum(row.state not in ("waiting", "training") for row in self.rows.values())
-        of = f"/{self.total}" if self.total else ""
-        table = Table(title=f"{self.title} · {done}{of} done · {_duration(elapsed)}", title_justify="left", box=None)
-        for heading in ("", "", "state"):
+        of = max(self._expected, len(self.rows))
+        table = Table(title=f"{self.title} · {done}/{of} done · {_duration(elapsed)}", title_justify="left", box=None)
+        for heading in ("run", "architecture", "state"):
             table.add_column(heading)
         for heading in ("fold", "epoch", "score", "slices/s", "left"):
             table.add_column(heading, justify="right")

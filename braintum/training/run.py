@@ -88,18 +88,16 @@ def train_epochs(spec: RunSpec, fit: Fit) -> Iterator[dict[str, float]]:
     state = load_state(state_url)
     if state is not None:
         fit.load_state_dict(state)
-    writer = None
-    if fit.rank == 0 and not fit.finished:
-        writer = SummaryWriter(storage.join(spec.out, "tensorboard"), purge_step=fit.epoch + 1)
-    for metrics in fit:
-        if fit.rank == 0:
-            save_state(state_url, fit.state_dict())
-        if writer is not None:
-            for name, value in metrics.items():
-                writer.add_scalar(name, value, global_step=fit.epoch)
-        yield metrics
-    if writer is not None:
-        writer.close()
+    if fit.rank != 0:
+        yield from fit
+    elif not fit.finished:
+        with SummaryWriter(storage.join(spec.out, "tensorboard"), purge_step=fit.epoch + 1) as writer:
+            for metrics in fit:
+                for name, value in metrics.items():
+                    writer.add_scalar(name, value, global_step=fit.epoch)
+                writer.flush()  # before the state that says this epoch is done
+                save_state(state_url, fit.state_dict())
+                yield metrics
 
 
 def finish_run(spec: RunSpec, fit: Fit, rows: Split) -> dict[str, Any] | None:
@@ -170,7 +168,7 @@ def about_run(spec: RunSpec, table_digest: str) -> dict[str, Any]:
 def history_table(history: list[dict[str, float]], *, run: str, architecture: str, fold: str | None) -> pa.Table:
     """`history.parquet`: a row per epoch, with the run that it belongs to."""
     rows = [{"run": run, "architecture": architecture, "fold": fold, **metrics} for metrics in history]
-    return pa.Table.from_pylist(rows)
+    return storage.table_of(rows)
 
 
 def _difference(found: dict[str, Any], asked: dict[str, Any], key: str) -> str:

@@ -32,7 +32,7 @@ from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
 from braintum.settings import ConfigError
 from braintum.training.device import keep_freed_memory
-from braintum.training.fit import Diverged, Fit
+from braintum.training.fit import Diverged, Fit, usable_rows
 from braintum.training.progress import Progress
 from braintum.training.run import RunSpec, about_run, finish_run, prepare_out, refuse_at_once, train_epochs
 
@@ -77,13 +77,24 @@ def connect() -> None:
     # A folder of its own: Ray's default one says which cluster is the machine's, and while that is another or a dead
     # one, the workers of a stopped trial are not found and keep their cores.
     folder = tempfile.mkdtemp(prefix="ray", dir=_SOCKETS)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(_leave, folder)
     ray.init(address="local", _temp_dir=folder, **options)
 
 
-def gpus_for(experiment: Experiment) -> int:
-    """GPUs for one worker: one where the cluster has any and the Experiment does not ask for the CPU."""
-    return int(experiment.training.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1)
+def _leave(folder: str) -> None:
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def gpus_for(device: str) -> int:
+    """GPUs for one worker by its `training.device`: one where the cluster has any, unless the CPU is asked for.
+
+    Raises ConfigError where one is asked for and the cluster has none.
+    """
+    has = ray.cluster_resources().get("GPU", 0) >= 1
+    if device == "cuda" and not has:
+        raise ConfigError("training.device: 'cuda': the cluster has no GPU; use auto or cpu")
+    return int(has and device != "cpu")
 
 
 def cpus_per_worker(workers: int) -> int:
@@ -149,13 +160,12 @@ def train(
     Raises ConfigError or DataError before anything starts, Diverged, or TrainingFailed.
     """
     spec = RunSpec.of(experiment, data_url, out, fold, folds)
-    if experiment.training.batch_size < workers:
-        raise ConfigError(f"training.batch_size: {experiment.training.batch_size} is less than --workers {workers}")
     refuse_at_once(spec.data_url, spec.out, resume=resume)
     connect()
     table_ref = share_table(spec.data_url, experiment.data)
     table: SliceTable = ray.get(table_ref)
-    spec.split(table)
+    usable_rows(experiment, table, spec.split(table).train, workers)
+    gpus_for(experiment.training.device)
     prepare_out(spec.out, about_run(spec, table.digest), resume=resume)
     summary_url = storage.join(spec.out, "summary.json")
     if not storage.exists(summary_url):
@@ -174,7 +184,7 @@ def train_on_workers(
 ) -> None:
     """Runs `spec` to its end on a Ray Train worker group. Raises Diverged, ConfigError or TrainingFailed."""
     experiment = Experiment.from_dict(spec.experiment)
-    gpus = gpus_for(experiment)
+    gpus = gpus_for(experiment.training.device)
     filesystem, path = ray_storage(storage.join(spec.out, "ray"))
     errors = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(

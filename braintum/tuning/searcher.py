@@ -21,7 +21,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from braintum.tuning.space import Sampler, SearchSpace
-from braintum.tuning.trial import TrialSpec
+from braintum.tuning.trial import TrialSpec, reason_of_failure
 
 STEPS = "epoch"
 SPEC = "spec"
@@ -86,8 +86,8 @@ class OptunaSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._running.pop(trial_id)
         if error or result is None or "diverged" in result:
-            reason = (result or {}).get("diverged", "its workers failed")
-            trial.set_user_attr("failure", reason)
+            spec = TrialSpec(**json.loads(trial.user_attrs[SPEC]))
+            trial.set_user_attr("failure", (result or {}).get("diverged") or reason_of_failure(spec))
             trial.study.tell(trial, state=TrialState.FAIL)
             return
         self._report(trial, result)  # the step at which a scheduler stops a trial is not told before
@@ -165,11 +165,6 @@ class StudySchedulers(FIFOScheduler):
         return self._schedulers[self._joint or trial.config["trial"]["architecture"]]
 
 
-def open_trials(studies: dict[str, Study]) -> int:
-    """Trials that a study asked for and never told the end of."""
-    return sum(len(study.get_trials(deepcopy=False, states=[TrialState.RUNNING])) for study in studies.values())
-
-
 @dataclass(frozen=True)
 class _Named:
     """What a scheduler looks at of a trial: a name that stays the same when a study is resumed."""
@@ -196,7 +191,7 @@ def _scheduler(space: SearchSpace, most_epochs: int) -> TrialScheduler:
 
 def _replay(scheduler: Any, trial: FrozenTrial) -> None:
     """Tells a scheduler what an earlier driver's heard of a trial, so that its rungs are as they were."""
-    if trial.state in (TrialState.WAITING, TrialState.FAIL):
+    if trial.state is TrialState.WAITING:
         return
     named = _Named(str(trial.number))
     scheduler.on_trial_add(None, named)

@@ -8,6 +8,7 @@ from typing import Self
 import ray
 
 from braintum.settings import ConfigError
+from braintum.training.worker import gpus_for
 from braintum.tuning.space import Resources
 
 
@@ -20,12 +21,13 @@ class Slots:
     per_worker: dict[str, float]
 
     @classmethod
-    def of(cls, resources: Resources) -> Self:
-        """Resolves `auto` against the cluster as it is. Raises ConfigError if not even one trial fits."""
+    def of(cls, resources: Resources, device: str) -> Self:
+        """Resolves `auto` against the cluster as it is, for trials of that `training.device`.
+
+        Raises ConfigError if not even one trial fits.
+        """
         cluster = ray.cluster_resources()
-        gpus = resources.gpus_per_worker
-        if gpus == "auto":
-            gpus = 1.0 if cluster.get("GPU", 0) >= 1 else 0.0
+        gpus = float(gpus_for(device)) if resources.gpus_per_worker == "auto" else resources.gpus_per_worker
         cpus = resources.cpus_per_worker
         per_worker = {"CPU": 1.0 if cpus == "auto" else cpus}
         if gpus:

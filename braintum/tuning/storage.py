@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import tempfile
@@ -14,6 +15,7 @@ from optuna.storages import RDBStorage
 from braintum import storage
 
 COPY_SECONDS = 5.0
+_log = logging.getLogger(__name__)
 
 
 class OptunaFile:
@@ -58,7 +60,11 @@ class OptunaFile:
         while not self._stop.wait(COPY_SECONDS):
             changed = os.path.getmtime(self._path)
             if changed > copied:
-                self._copy()
+                try:
+                    self._copy()
+                except OSError as error:  # the search goes on, and the next round tries again
+                    _log.warning("%s: not copied, tried again in %s s: %s", self._url, COPY_SECONDS, error)
+                    continue
                 copied = changed
 
     def _copy(self) -> None:

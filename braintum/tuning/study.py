@@ -13,7 +13,6 @@ import logging
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
 from typing import Any
@@ -27,12 +26,13 @@ from ray import tune
 
 from braintum import __version__, storage
 from braintum.config import Data, Experiment
-from braintum.data.folds import held_out_folds
+from braintum.data.folds import held_out_folds, split
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
 from braintum.settings import ConfigError
 from braintum.training.checkpoint import STATE
 from braintum.training.crossval import crossval
+from braintum.training.fit import usable_rows
 from braintum.training.progress import Progress
 from braintum.training.run import prepare_out, refuse_at_once
 from braintum.training.worker import MAX_FAILURES, connect
@@ -40,20 +40,11 @@ from braintum.tuning.searcher import SPEC, OptunaSearcher, StudySchedulers, seed
 from braintum.tuning.slots import Slots
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.storage import OptunaFile
-from braintum.tuning.trial import HISTORY, OneWorkerTrial, TrialSpec, many_worker_trial
+from braintum.tuning.trial import HISTORY, RAY_FILES, OneWorkerTrial, TrialSpec, many_worker_trial
 
 
-@dataclass
-class Tables:
-    """The dataset as each view of it that the space asks for, once in the object store."""
-
-    by_view: dict[str, ray.ObjectRef[SliceTable]]
-    any: SliceTable
-
-    @staticmethod
-    def view(data: Data) -> str:
-        """The name of a view: the settings that decide what the table holds."""
-        return json.dumps(data.model_dump(mode="json", exclude={"validation"}), sort_keys=True)
+class StudyFailed(RuntimeError):
+    """A search in which no trial finished, with the reason of one."""
 
 
 class Watch(tune.Callback):
@@ -103,12 +94,14 @@ class Watch(tune.Callback):
         spec = TrialSpec(**trial.config["trial"])
         self._progress.update(_row(spec), state=state)
         storage.remove(storage.join(spec.out, STATE))
+        storage.remove(storage.join(spec.out, RAY_FILES))
 
 
 def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False, progress: Progress) -> dict[str, Any]:
-    """Runs or resumes a study and returns its summary.
+    """Runs or resumes a study and returns its summary. Times in it are those of the last start.
 
-    Raises ConfigError or DataError before any worker starts. KeyboardInterrupt leaves all state saved.
+    Raises ConfigError or DataError before any worker starts, StudyFailed where no trial finished. KeyboardInterrupt
+    leaves all state saved.
     """
     started = time.monotonic()
     data_url, out = storage.resolve(data_url), storage.resolve(out)
@@ -116,75 +109,120 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     refuse_at_once(data_url, out, resume=resume)
+    views = _views(space)
     connect()
-    tables = _share(space, data_url)
+    tables = {view: share_table(data_url, data) for view, data in views.items()}
+    table, folds = _refuse_unusable(space, tables)
+    slots = Slots.of(space.resources, space.experiment(space.architectures[0], {}).training.device)
     about = {
         "space": space.model_dump(mode="json", exclude={"trials", "resources"}),
         "digest": space.digest,
-        "data": {"url": data_url, "digest": tables.any.digest},
+        "data": {"url": data_url, "digest": table.digest},
     }
-    folds = len(held_out_folds(tables.any, space.folds, seed=0))
     prepare_out(out, about, resume=resume, record="study.json")
     with OptunaFile(storage.join(out, "optuna.db")) as file:
         studies = _open_studies(space, file)
+        left = sum(space.shares().values()) - _ended(studies)
+        if left <= 0 and storage.exists(storage.join(out, "summary.json")):
+            known: dict[str, Any] = storage.read_json(storage.join(out, "summary.json"))
+            return known
+        progress.expect(left)
         watch = Watch(progress, folds)
         searched = time.monotonic()
-        slots = Slots.of(space.resources)
-        _tune(space, studies, data_url, out, tables, folds, slots, watch)
+        if left > 0:
+            _tune(space, studies, left, data_url, out, tables, folds, slots, watch)
         seconds = time.monotonic() - searched
-        trials = _trials_table(studies)
+        trials, history = _trials_and_history(studies)
         best = _best(space, studies)
     storage.write_table(storage.join(out, "trials.parquet"), trials)
-    _write_history(out, trials)
+    storage.write_table(storage.join(out, "history.parquet"), history)
     if not best:
-        raise ConfigError(f"{out}: no trial finished all folds ({_counts(trials)}); see trials.parquet there")
-    winners = {name: _winner(space, trial) for name, trial in best.items()}
-    summary: dict[str, Any] = {
+        reason = next((failure for failure in trials["failure"].to_pylist() if failure), "")
+        ended = ", ".join(f"{count} {state}" for state, count in _counts(trials).items())
+        raise StudyFailed(f"{out}: no trial finished all folds ({ended}); {reason or 'give more --trials'}")
+    summary = {
         "name": space.name,
         "trials": _counts(trials),
-        "best": {},
+        "best": _crossvalidate(space, best, data_url, out, progress),
         "busy_share": watch.busy / (seconds * slots.count) if watch.busy else None,
         "search_seconds": seconds,
         "start_seconds": list(watch.starts.values()),
+        "seconds": time.monotonic() - started,
         "data": about["data"],
         "versions": {"braintum": __version__, **{name: version(name) for name in ("ray", "optuna", "torch")}},
     }
-    for name, experiment in winners.items():
-        storage.write_bytes(storage.join(out, "best", f"{name}.yaml"), experiment.to_yaml().encode())
-        place = storage.join(out, "crossval", name)
-        progress.say(f"cross-validating the best {name} (trial {best[name].number})")
-        with Progress(f"crossval {name}", quiet=progress.quiet) as shown:
-            result = crossval(
-                experiment, data_url, place, folds=space.folds, workers=space.resources.workers,
-                resume=storage.exists(place), progress=shown,
-            )  # fmt: skip
-        summary["best"][name] = {
-            "trial": best[name].number,
-            "score": best[name].value,
-            "experiment": experiment.to_dict(),
-            "crossval": result["metrics"],
-        }
-    predictions = [storage.read_table(storage.join(out, "crossval", name, "predictions.parquet")) for name in winners]
-    storage.write_table(
-        storage.join(out, "predictions.parquet"), pa.concat_tables(predictions, promote_options="default")
-    )
-    summary["seconds"] = time.monotonic() - started
     storage.write_json(storage.join(out, "summary.json"), summary)
     return summary
 
 
-def _share(space: SearchSpace, data_url: str) -> Tables:
-    """Decodes every view of the dataset that the space can ask for."""
-    searched = {path: p.choice for path, p in space.parameters.items() if path.startswith("data.")}
-    by_view: dict[str, ray.ObjectRef[SliceTable]] = {}
+def _view(data: Data) -> str:
+    """The name of a view of the dataset: the settings that decide what the table holds."""
+    return json.dumps(data.model_dump(mode="json", exclude={"validation"}), sort_keys=True)
+
+
+def _views(space: SearchSpace) -> dict[str, Data]:
+    """Every view of the dataset that the space can ask for. Raises ConfigError for a range of views."""
+    searched: dict[str, list[Any]] = {}
+    for path, parameter in space.parameters.items():
+        if path.startswith("data.") and path != "data.validation":
+            if parameter.choice is None:
+                raise ConfigError(f"parameters.{path}: a search over the data needs a choice, not a range")
+            searched[path] = [*parameter.choice, *([_ABSENT] if parameter.when else [])]
+    views: dict[str, Data] = {}
     for name in space.architectures:
-        for values in product(*(choice or () for choice in searched.values())):
-            data = space.experiment(name, dict(zip(searched, values, strict=True))).data
-            if Tables.view(data) not in by_view:
-                by_view[Tables.view(data)] = share_table(data_url, data)
-    if not by_view:
-        raise ConfigError(f"parameters: {', '.join(searched)}: a search over the data needs choices, not a range")
-    return Tables(by_view, ray.get(next(iter(by_view.values()))))
+        for values in product(*searched.values()):
+            given = {path: v for path, v in zip(searched, values, strict=True) if v is not _ABSENT}
+            data = space.experiment(name, given).data
+            views.setdefault(_view(data), data)
+    return views
+
+
+_ABSENT = object()
+"""The value of a parameter whose condition does not hold."""
+
+
+def _refuse_unusable(space: SearchSpace, tables: dict[str, ray.ObjectRef[SliceTable]]) -> tuple[SliceTable, int]:
+    """Raises DataError where an architecture's own settings could not be trained on a fold.
+
+    Returns a table (any: all have the same slices' digest) and the number of folds.
+    """
+    for name in space.architectures:
+        experiment = space.experiment(name, {})
+        table: SliceTable = ray.get(tables[_view(experiment.data)])
+        folds = list(held_out_folds(table, space.folds, seed=0))
+        for fold in folds:
+            usable_rows(experiment, table, split(table, fold, space.folds, seed=0).train, space.resources.workers)
+    return table, len(folds)
+
+
+def _crossvalidate(
+    space: SearchSpace, best: dict[str, FrozenTrial], data_url: str, out: str, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """Cross-validates each architecture's winner; what the study's summary says of it, by architecture."""
+    found, predictions = {}, []
+    for name, trial in best.items():
+        experiment = _winner(space, trial)
+        storage.write_bytes(storage.join(out, "best", f"{name}.yaml"), experiment.to_yaml().encode())
+        place = storage.join(out, "crossval", name)
+        before = storage.join(place, "experiment.json")
+        if storage.exists(before) and storage.read_json(before)["experiment"] != experiment.to_dict():
+            storage.remove(place)  # more trials found another winner
+        progress.say(f"cross-validating the best {name} (trial {trial.number})")
+        result = crossval(
+            experiment, data_url, place, folds=space.folds, workers=space.resources.workers,
+            resume=storage.exists(place), progress=progress,
+        )  # fmt: skip
+        predictions.append(storage.read_table(storage.join(place, "predictions.parquet")))
+        found[name] = {
+            "trial": trial.number,
+            "score": trial.value,
+            "experiment": experiment.to_dict(),
+            "crossval": result["metrics"],
+        }
+    storage.write_table(
+        storage.join(out, "predictions.parquet"), pa.concat_tables(predictions, promote_options="default")
+    )
+    return found
 
 
 def _open_studies(space: SearchSpace, file: OptunaFile) -> dict[str, Study]:
@@ -201,12 +239,17 @@ def _open_studies(space: SearchSpace, file: OptunaFile) -> dict[str, Study]:
     return studies
 
 
+def _ended(studies: dict[str, Study]) -> int:
+    return sum(trial.state.is_finished() for study in studies.values() for trial in study.get_trials(deepcopy=False))
+
+
 def _tune(
     space: SearchSpace,
     studies: dict[str, Study],
+    left: int,
     data_url: str,
     out: str,
-    tables: Tables,
+    tables: dict[str, ray.ObjectRef[SliceTable]],
     folds: int,
     slots: Slots,
     watch: Watch,
@@ -222,27 +265,20 @@ def _tune(
             architecture,
             number,
             experiment.to_dict(),
-            Tables.view(experiment.data),
+            _view(experiment.data),
             trial_out,
             space.folds,
             space.score,
         )
 
-    left = sum(space.shares().values()) - sum(
-        trial.state.is_finished() for study in studies.values() for trial in study.get_trials(deepcopy=False)
-    )
-    if left <= 0:
-        return
     most_epochs = {name: folds * _most_epochs(space, name) for name in studies}
     if slots.workers == 1:
         trainable = tune.with_resources(
-            tune.with_parameters(OneWorkerTrial, tables=tables.by_view, threads=slots.threads), slots.per_worker
+            tune.with_parameters(OneWorkerTrial, tables=tables, threads=slots.threads), slots.per_worker
         )
     else:
         trainable = tune.with_resources(
-            tune.with_parameters(
-                many_worker_trial, tables=tables.by_view, workers=slots.workers, resources=slots.per_worker
-            ),
+            tune.with_parameters(many_worker_trial, tables=tables, workers=slots.workers, resources=slots.per_worker),
             tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}]),  # a bundle of nothing is refused
         )
     with tempfile.TemporaryDirectory(prefix="braintum-tune-") as scratch:
@@ -293,26 +329,29 @@ def _best(space: SearchSpace, studies: dict[str, Study]) -> dict[str, FrozenTria
     return {name: best[name] for name in space.architectures if name in best}
 
 
-def _trials_table(studies: dict[str, Study]) -> pa.Table:
-    """`trials.parquet`: a row per trial, as Optuna's storage has it. `score` is a selection score."""
-    rows = []
+def _trials_and_history(studies: dict[str, Study]) -> tuple[pa.Table, pa.Table]:
+    """`trials.parquet`, a row per trial (`score` is a selection score), and `history.parquet`, a row per epoch."""
+    trials: list[dict[str, Any]] = []
+    epochs: list[dict[str, Any]] = []
     for name, study in studies.items():
         for trial in study.get_trials(deepcopy=False):
             if SPEC not in trial.user_attrs:
                 continue
             spec = TrialSpec(**json.loads(trial.user_attrs[SPEC]))
+            place = storage.join(spec.out, HISTORY)
+            rows = storage.read_json(place) if storage.exists(place) else []
+            about = {"run": _row(spec), "architecture": spec.architecture}
+            epochs += [{**about, **row} for row in rows]
             epoch = max(trial.intermediate_values, default=0)
-            rows.append(
+            trials.append(
                 {
                     "study": name,
                     "number": trial.number,
                     "architecture": spec.architecture,
-                    "state": {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}.get(
-                        trial.state.name, "open"
-                    ),
+                    "state": _STATES.get(trial.state, "open"),
                     "score": trial.intermediate_values.get(epoch),
                     "epochs": epoch,
-                    "folds_done": epoch // spec.experiment["training"]["epochs"],
+                    "folds_done": rows[-1]["folds_done"] if rows else 0,
                     "seconds": trial.duration.total_seconds() if trial.duration else None,
                     "params": json.dumps(trial.params),
                     "failure": trial.user_attrs.get("failure"),
@@ -321,23 +360,15 @@ def _trials_table(studies: dict[str, Study]) -> pa.Table:
                     "end": trial.datetime_complete,
                 }
             )
-    return pa.Table.from_pylist(rows)
+    return storage.table_of(trials), storage.table_of(epochs)
+
+
+_STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
 def _counts(trials: pa.Table) -> dict[str, int]:
     states = trials["state"].to_pylist()
-    return {state: states.count(state) for state in ("complete", "pruned", "failed")}
-
-
-def _write_history(out: str, trials: pa.Table) -> None:
-    """`history.parquet`: every epoch of every trial."""
-    rows = []
-    for trial in trials.to_pylist():
-        place = storage.join(trial["directory"], HISTORY)
-        if storage.exists(place):
-            about = {"run": f"{trial['architecture']}-{trial['number']}", "architecture": trial["architecture"]}
-            rows += [{**about, **row} for row in storage.read_json(place)]
-    storage.write_table(storage.join(out, "history.parquet"), pa.Table.from_pylist(rows))
+    return {state: states.count(state) for state in _STATES.values()}
 
 
 def _row(spec: TrialSpec) -> str:

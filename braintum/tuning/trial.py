@@ -2,13 +2,16 @@
 
 `trial_epochs` is what both run. `OneWorkerTrial` runs it in a Tune actor that is reused from trial to trial;
 `many_worker_trial` runs it on the DDP workers of a `TorchTrainer` inside the trial. A trial's directory holds
-`state.pt` while it lives (the checkpoint of the fold being trained) and `history.json` (a row per epoch).
+`state.pt` while it lives (the checkpoint of the fold being trained), `history.json` (a row per epoch), and `error.txt`
+if it failed.
 """
 
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,6 +33,9 @@ from braintum.training.fit import Diverged, Fit, score
 from braintum.training.worker import MAX_FAILURES, ray_storage
 
 HISTORY = "history.json"
+ERROR = "error.txt"
+RAY_FILES = "ray"
+"""Where Ray Train keeps its own files of a trial of many workers, while it lives."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
                     "fold_score": fold_scores[-1],
                     "epoch_in_fold": fit.epoch,
                     "epoch": index * experiment.training.epochs + fit.epoch,
+                    "folds_done": index + fit.finished,
                     "score": sum([*scores, kept]) / (len(scores) + 1),
                     "finished": finished,
                     "began": began,  # wall-clock seconds, as `ended`: first step, and scores known
@@ -116,14 +123,15 @@ class OneWorkerTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         try:
-            result = next(self._epochs)
+            with _written_down(self._spec):
+                result = next(self._epochs)
         except Diverged as error:
             return {**_failure(error), "placed": self._placed, "done": True}
         return {**result, "placed": self._placed, "done": result["finished"]}
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._placed = time.time()
-        spec = TrialSpec(**config["trial"])
+        self._spec = spec = TrialSpec(**config["trial"])
         self._epochs = trial_epochs(spec, ray.get(self._tables[spec.view]))
 
 
@@ -136,7 +144,7 @@ def many_worker_trial(
     """A trial on a worker group of its own; what rank 0 reports goes up to Tune."""
     placed = time.time()
     spec = TrialSpec(**config["trial"])
-    filesystem, path = ray_storage(storage.join(spec.out, "ray"))
+    filesystem, path = ray_storage(storage.join(spec.out, RAY_FILES))
     use_gpu = resources.get("GPU", 0) > 0
     trainer = TorchTrainer(
         _work,
@@ -164,11 +172,33 @@ def _work(config: dict[str, Any]) -> None:
     keep_freed_memory()
     context = ray.train.get_context()
     table: SliceTable = ray.get(config["table"])
+    rank, world_size = context.get_world_rank(), context.get_world_size()
     try:
-        for result in trial_epochs(spec, table, rank=context.get_world_rank(), world_size=context.get_world_size()):
-            ray.train.report({**result, "placed": config["placed"]})
+        with _written_down(spec):
+            for result in trial_epochs(spec, table, rank=rank, world_size=world_size):
+                ray.train.report({**result, "placed": config["placed"]})
     except Diverged as error:
         ray.train.report({**_failure(error), "placed": config["placed"]})
+
+
+def reason_of_failure(spec: TrialSpec) -> str:
+    """The last line of the error that a trial's worker wrote down; killed workers write none."""
+    place = storage.join(spec.out, ERROR)
+    if not storage.exists(place):
+        return "its workers died"
+    return storage.read_bytes(place).decode().strip().splitlines()[-1]
+
+
+@contextmanager
+def _written_down(spec: TrialSpec) -> Iterator[None]:
+    """Keeps an error's traceback in the trial's directory: Tune tells its searcher only that there was one."""
+    try:
+        yield
+    except Diverged:
+        raise
+    except Exception:
+        storage.write_bytes(storage.join(spec.out, ERROR), traceback.format_exc().encode())
+        raise
 
 
 def _failure(error: Diverged) -> dict[str, Any]:

@@ -8,40 +8,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from ports import free_ports
+from tiny import TINY
 
 from braintum.config import Data, Experiment
 from braintum.data.folds import split
-from braintum.data.ingest.phantom import ingest_phantom
 from braintum.data.table import SliceTable, load_table
 from braintum.training.checkpoint import CheckpointError, load_model, load_state, save_model, save_state
 from braintum.training.fit import Diverged, Fit
 
-TINY = {
-    "data.image_size": 32,
-    "model.name": "joint_unet",
-    "model.width": 2,
-    "model.depth": 2,
-    "model.norm": "instance",
-    "training.epochs": 4,
-    "training.device": "cpu",
-}
+RUN = {"model.name": "joint_unet", **TINY, "training.epochs": 4}
 
 
 @pytest.fixture(scope="module")
-def phantom(tmp_path_factory: pytest.TempPathFactory) -> str:
-    url = str(tmp_path_factory.mktemp("phantom") / "set")
-    ingest_phantom(url, cases=24, slices_per_case=2, size=32)
-    return url
-
-
-@pytest.fixture(scope="module")
-def table(phantom: str) -> SliceTable:
-    return load_table(phantom, Data(image_size=32))
+def table(tiny_phantom: str) -> SliceTable:
+    return load_table(tiny_phantom, Data(image_size=32))
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +38,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def experiment(**overrides: Any) -> Experiment:
-    return Experiment.load(None, {**TINY, **{key.replace("__", "."): value for key, value in overrides.items()}})
+    return Experiment.load(None, {**RUN, **{key.replace("__", "."): value for key, value in overrides.items()}})
 
 
 def file_digest(fit: Fit, folder: Path) -> str:
@@ -166,12 +151,30 @@ def _worker(rank: int, world_size: int, port: int, url: str, out: str, settings:
     table = load_table(url, Data(image_size=32))
     fit = Fit(experiment(**settings), table, split(table, "1", 3, seed=0).train, rank=rank, world_size=world_size)
     list(fit)
-    if rank == 0:
-        save_state(out, {"history": fit.history, "weights": fit.model.state_dict()})
+    save_state(f"{out}.{rank}", {"history": fit.history, "weights": fit.kept_weights()})
     dist.destroy_process_group()
 
 
-def test_two_workers_train_what_one_does(phantom: str, table: SliceTable, tmp_path: Path) -> None:
+def on_two_workers(url: str, folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each of two DDP workers has at the end: its history and the weights that it would keep."""
+    mp.spawn(_worker, args=(2, free_ports(1)[0], url, str(folder / "end"), settings), nprocs=2)
+    states = [load_state(str(folder / f"end.{rank}")) for rank in range(2)]
+    return [state for state in states if state is not None]
+
+
+@pytest.mark.parametrize("weights", ["best", "average"])
+def test_two_workers_score_the_weights_that_are_saved(tiny_phantom: str, tmp_path: Path, weights: str) -> None:
+    """Batch statistics are each worker's own while it trains; scored and saved are rank 0's, by all."""
+    settings = {
+        "model__norm": "batch", "training__epochs": 2, "training__weights": weights, "optim__lr": 0.01,
+    }  # fmt: skip
+    mine, theirs = on_two_workers(tiny_phantom, tmp_path, settings)
+    assert any("running_mean" in name for name in mine["weights"])
+    for name, value in mine["weights"].items():
+        assert torch.equal(value, theirs["weights"][name]), name
+
+
+def test_two_workers_train_what_one_does(tiny_phantom: str, table: SliceTable, tmp_path: Path) -> None:
     """Same batches, same losses over global counts: only the order of sums differs (dropout aside)."""
     settings = {
         "model__dropout": 0.0,
@@ -180,17 +183,13 @@ def test_two_workers_train_what_one_does(phantom: str, table: SliceTable, tmp_pa
         "optim__name": "sgd",
         "optim__lr": 0.01,
     }
-    out = str(tmp_path / "two.pt")
-    port = 20_000 + np.random.default_rng().integers(20_000)
-    mp.spawn(_worker, args=(2, int(port), phantom, out, settings), nprocs=2)
-    two = load_state(out)
-    assert two is not None
+    two, _ = on_two_workers(tiny_phantom, tmp_path, settings)
     one = Fit(experiment(**settings), table, split(table, "1", 3, seed=0).train)
     list(one)
     for mine, theirs in zip(one.history, two["history"], strict=True):
         assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
         assert mine["validation_score"] == pytest.approx(theirs["validation_score"], abs=0.02)
-    for name, weights in one.model.state_dict().items():
+    for name, weights in one.kept_weights().items():
         torch.testing.assert_close(two["weights"][name], weights, rtol=1e-3, atol=1e-5, msg=name)
 
 

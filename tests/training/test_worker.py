@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,50 +16,25 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tiny import TINY, quiet, wait_for
 
 from braintum import storage
 from braintum.config import Experiment
-from braintum.data.ingest.phantom import ingest_phantom
+from braintum.data.ingest.phantom import phantom_rows
+from braintum.data.shards import write_dataset
 from braintum.settings import ConfigError
 from braintum.training.crossval import crossval
 from braintum.training.fit import Diverged
-from braintum.training.progress import Progress
 from braintum.training.run import RunSpec, run
 from braintum.training.worker import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-TINY = {
-    "data.image_size": 32,
-    "model.name": "joint_unet",
-    "model.width": 2,
-    "model.depth": 2,
-    "model.norm": "instance",
-    "training.epochs": 3,
-    "training.device": "cpu",
-}
-
-
-@pytest.fixture(scope="module")
-def phantom(tmp_path_factory: pytest.TempPathFactory) -> str:
-    url = str(tmp_path_factory.mktemp("phantom") / "set")
-    ingest_phantom(url, cases=24, slices_per_case=2, size=32)
-    return url
-
-
-def quiet() -> Progress:
-    return Progress("test", quiet=True)
+RUN = {"model.name": "joint_unet", **TINY, "training.epochs": 3}
 
 
 def digest(out: Path) -> str:
     return hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
-
-
-def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.02)
 
 
 def workers_of(kind: str) -> list[psutil.Process]:
@@ -75,10 +49,10 @@ def workers_of(kind: str) -> list[psutil.Process]:
     return found
 
 
-def test_run_leaves_what_the_design_says(phantom: str, tmp_path: Path) -> None:
-    experiment = Experiment.load(None, TINY)
+def test_run_leaves_what_the_design_says(tiny_phantom: str, tmp_path: Path) -> None:
+    experiment = Experiment.load(None, RUN)
     out = tmp_path / "run"
-    summary = train(experiment, phantom, str(out), fold="1", folds=3, progress=quiet())
+    summary = train(experiment, tiny_phantom, str(out), fold="1", folds=3, progress=quiet())
     assert summary == storage.read_json(str(out / "summary.json"))
     assert {"experiment", "fold", "epochs", "best_epoch", "metrics", "seconds", "slices_per_second"} <= summary.keys()
     assert {"dice", "dice_all", "iou", "accuracy", "macro_f1", "auroc", "both_right"} <= summary["metrics"].keys()
@@ -87,32 +61,32 @@ def test_run_leaves_what_the_design_says(phantom: str, tmp_path: Path) -> None:
     assert pq.read_table(out / "predictions.parquet").num_rows == 16
     assert list((out / "tensorboard").glob("events*"))
     with pytest.raises(ConfigError, match="exists; choose another --out, or go on with --resume"):
-        train(experiment, phantom, str(out), fold="1", folds=3, progress=quiet())
+        train(experiment, tiny_phantom, str(out), fold="1", folds=3, progress=quiet())
     other = experiment.with_overrides({"optim.lr": 0.01})
     with pytest.raises(ConfigError, match=r"optim\.lr was 0\.0001 there and is 0\.01 now"):
-        train(other, phantom, str(out), fold="1", folds=3, resume=True, progress=quiet())
+        train(other, tiny_phantom, str(out), fold="1", folds=3, resume=True, progress=quiet())
 
 
-def test_ray_train_with_one_worker_is_the_plain_loop(phantom: str, tmp_path: Path) -> None:
+def test_ray_train_with_one_worker_is_the_plain_loop(tiny_phantom: str, tmp_path: Path) -> None:
     """Same bytes: Ray adds nothing to a run but its place."""
     from braintum.data.table import load_table
 
-    experiment = Experiment.load(None, {**TINY, "training.epochs": 2})
-    train(experiment, phantom, str(tmp_path / "ray"), fold="1", folds=3, progress=quiet())
-    spec = RunSpec.of(experiment, phantom, str(tmp_path / "plain"), "1", 3)
+    experiment = Experiment.load(None, {**RUN, "training.epochs": 2})
+    train(experiment, tiny_phantom, str(tmp_path / "ray"), fold="1", folds=3, progress=quiet())
+    spec = RunSpec.of(experiment, tiny_phantom, str(tmp_path / "plain"), "1", 3)
     torch.set_num_threads(2)  # as many as the cluster has cores: sums of other orders end in other bits
-    list(run(spec, load_table(phantom, experiment.data)))
+    list(run(spec, load_table(tiny_phantom, experiment.data)))
     assert digest(tmp_path / "ray") == digest(tmp_path / "plain")
 
 
-def test_killed_worker_is_started_again_and_changes_nothing(phantom: str, tmp_path: Path) -> None:
-    experiment = Experiment.load(None, {**TINY, "training.epochs": 30, "training.early_stopping": None})
-    train(experiment, phantom, str(tmp_path / "calm"), fold="1", folds=3, workers=2, progress=quiet())
+def test_killed_worker_is_started_again_and_changes_nothing(tiny_phantom: str, tmp_path: Path) -> None:
+    experiment = Experiment.load(None, {**RUN, "training.epochs": 30, "training.early_stopping": None})
+    train(experiment, tiny_phantom, str(tmp_path / "calm"), fold="1", folds=3, workers=2, progress=quiet())
     results: list[Any] = []
     out = tmp_path / "killed"
     thread = threading.Thread(
         target=lambda: results.append(
-            train(experiment, phantom, str(out), fold="1", folds=3, workers=2, progress=quiet())
+            train(experiment, tiny_phantom, str(out), fold="1", folds=3, workers=2, progress=quiet())
         )
     )
     thread.start()
@@ -127,16 +101,43 @@ def test_killed_worker_is_started_again_and_changes_nothing(phantom: str, tmp_pa
     assert digest(out) == digest(tmp_path / "calm")
 
 
-def test_divergence_is_said_and_not_retried(phantom: str, tmp_path: Path) -> None:
+def test_divergence_is_said_and_not_retried(tiny_phantom: str, tmp_path: Path) -> None:
     settings = {"optim.name": "sgd", "optim.lr": 10.0, "model.norm": "batch", "loss.segmentation_weight": 1e30}
     with pytest.raises(Diverged, match=r"lower optim\.lr"):
-        train(Experiment.load(None, {**TINY, **settings}), phantom, str(tmp_path / "run"), progress=quiet())
+        train(Experiment.load(None, {**RUN, **settings}), tiny_phantom, str(tmp_path / "run"), progress=quiet())
 
 
-def test_cross_validation_and_its_resume(phantom: str, tmp_path: Path) -> None:
-    experiment = Experiment.load(None, TINY)
+@pytest.mark.parametrize(
+    ("settings", "without", "says"),
+    [
+        ({}, "mask", "joint_unet segments, and no training slice has a mask"),
+        ({}, "label", "joint_unet classifies, and no training slice has a label"),
+        ({"data.classes": {"any": ["glioma", "meningioma"], "none": ["no_tumor"]}}, "no_tumor", "no slice of class"),
+        ({"training.batch_size": 1}, None, "leaves some of 2 workers without a slice"),
+        ({"training.device": "cuda"}, None, "the cluster has no GPU"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    tmp_path: Path, settings: dict[str, Any], without: str | None, says: str
+) -> None:
+    lacking = {"mask": {"mask_HW": None}, "label": {"label": None}}.get(without or "", {})
+    rows = [replace(row, **lacking) for row in phantom_rows(cases=24, slices_per_case=2, size=32, seed=0)]
+    if without == "no_tumor":  # of one group: on one side of any cut
+        rows = [replace(row, group="one", case_id="one") if row.label == "no_tumor" else row for row in rows]
+    data = str(tmp_path / "data")
+    write_dataset(rows, data, name="set", provenance="drawn", licence=None)
+    experiment = Experiment.load(None, {**RUN, **settings})
+    for number, start in enumerate((train, crossval)):
+        out = tmp_path / f"out-{number}"
+        with pytest.raises(ValueError, match=says):
+            start(experiment, data, str(out), folds=2, workers=2, progress=quiet())
+        assert not out.exists()
+
+
+def test_cross_validation_and_its_resume(tiny_phantom: str, tmp_path: Path) -> None:
+    experiment = Experiment.load(None, RUN)
     out = tmp_path / "cv"
-    summary = crossval(experiment, phantom, str(out), folds=3, progress=quiet())
+    summary = crossval(experiment, tiny_phantom, str(out), folds=3, progress=quiet())
     assert set(summary["folds"]) == {"1", "2", "3"}
     assert summary["metrics"]["dice_all"]["n"] == 48
     assert summary["over_folds"]["dice_all"]["sd"] >= 0
@@ -147,18 +148,18 @@ def test_cross_validation_and_its_resume(phantom: str, tmp_path: Path) -> None:
     times = {fold: (out / f"fold-{fold}" / "state.pt").stat().st_mtime_ns for fold in "123"}
     (out / "summary.json").unlink()
     (out / "fold-2" / "summary.json").unlink()
-    again = crossval(experiment, phantom, str(out), folds=3, resume=True, progress=quiet())
+    again = crossval(experiment, tiny_phantom, str(out), folds=3, resume=True, progress=quiet())
     assert again["metrics"] == summary["metrics"]
     assert before == {fold: digest(out / f"fold-{fold}") for fold in "123"}
     assert times == {fold: (out / f"fold-{fold}" / "state.pt").stat().st_mtime_ns for fold in "123"}
 
 
-def test_interrupted_run_exits_130_and_resumes(phantom: str, tmp_path: Path) -> None:
+def test_interrupted_run_exits_130_and_resumes(tiny_phantom: str, tmp_path: Path) -> None:
     """The command itself, in a process of its own with a Ray of its own."""
-    settings = {**TINY, "training.epochs": 25, "training.early_stopping": "null"}
+    settings = {**RUN, "training.epochs": 25, "training.early_stopping": "null"}
     assignments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "braintum.cli", "train", "--data", phantom, "--out", str(out), *assignments]
+    command = [sys.executable, "-m", "braintum.cli", "train", "--data", tiny_phantom, "--out", str(out), *assignments]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     wait_for((out / "state.pt").exists)

@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +17,23 @@ import pytest
 import ray
 import yaml
 from ray.util.state import list_placement_groups
+from tiny import TINY, quiet, wait_for
 
 from braintum import storage
 from braintum.config import Experiment
 from braintum.data.ingest.phantom import ingest_phantom
 from braintum.reporting.html import report
 from braintum.settings import ConfigError
-from braintum.training.progress import Progress
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.study import search
 
 pytestmark = pytest.mark.ray
 
-TINY: dict[str, Any] = {
+SMALL: dict[str, Any] = {
     "name": "tiny",
     "architectures": ["unet", "joint_unet"],
     "base": "fast",
-    "overrides": {
-        "data.image_size": 32,
-        "model.width": 2,
-        "model.depth": 2,
-        "model.norm": "instance",
-        "training.epochs": 3,
-        "training.device": "cpu",
-    },
+    "overrides": {**TINY, "training.epochs": 3},
     "folds": 2,
     "trials": 6,
     "scheduler": {"name": "asha", "grace_epochs": 1, "reduction": 2},
@@ -50,22 +41,11 @@ TINY: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def phantom(tmp_path_factory: pytest.TempPathFactory) -> str:
-    url = str(tmp_path_factory.mktemp("phantom") / "set")
-    ingest_phantom(url, cases=16, slices_per_case=2, size=32)
-    return url
-
-
 def space(folder: Path, **changes: Any) -> SearchSpace:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "space.yaml"
-    file.write_text(yaml.safe_dump({**TINY, **changes}))
+    file.write_text(yaml.safe_dump({**SMALL, **changes}))
     return SearchSpace.load(file)
-
-
-def quiet() -> Progress:
-    return Progress("test", quiet=True)
 
 
 def studies_of(out: Path) -> dict[str, optuna.Study]:
@@ -73,17 +53,13 @@ def studies_of(out: Path) -> dict[str, optuna.Study]:
     return {name: optuna.load_study(study_name=name, storage=url) for name in optuna.get_all_study_names(url)}
 
 
-def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.02)
-
-
 @pytest.mark.usefixtures("ray_cluster")
-def test_study_ends_in_winners_that_were_cross_validated(phantom: str, tmp_path: Path) -> None:
+def test_study_ends_in_winners_that_were_cross_validated(tiny_phantom: str, tmp_path: Path) -> None:
+    """One parameter is of the data and of one architecture only: two views of the slices."""
     out = tmp_path / "study"
-    summary = search(space(tmp_path), phantom, str(out), progress=quiet())
+    only_unet = {"data.image_size": {"choice": [32, 16], "when": {"model.name": "unet"}}}
+    searched = space(tmp_path, parameters={**SMALL["parameters"], **only_unet})
+    summary = search(searched, tiny_phantom, str(out), progress=quiet())
     assert summary == storage.read_json(str(out / "summary.json"))
     assert summary["trials"]["complete"] + summary["trials"]["pruned"] == 6
     assert 0 < summary["busy_share"] <= 1
@@ -94,7 +70,7 @@ def test_study_ends_in_winners_that_were_cross_validated(phantom: str, tmp_path:
         assert winner.model.name == name
         complete = [t for t in studies_of(out)[name].trials if t.state.name == "COMPLETE"]
         assert best["score"] == max(t.value or 0 for t in complete)
-        assert best["crossval"]["dice_all"]["n"] == 32
+        assert best["crossval"]["dice_all"]["n"] == 48
         assert (out / "crossval" / name / "fold-1" / "model.safetensors").exists()
     first = [study.trials[0].params["optim.lr"] for study in studies_of(out).values()]
     base = space(tmp_path).experiment("unet", {}).optim.lr
@@ -110,12 +86,15 @@ def test_study_ends_in_winners_that_were_cross_validated(phantom: str, tmp_path:
     for trial in trials:
         if trial["state"] == "pruned":
             assert trial["epochs"] < 6
+    history = pq.read_table(out / "history.parquet").to_pylist()
+    assert {row["run"] for row in history} == {f"{trial['architecture']}-{trial['number']}" for trial in trials}
+    assert all((row["selection_accuracy"] is not None) == (row["architecture"] == "joint_unet") for row in history)
     assert not list((out / "trials").rglob("state.pt")), "checkpoints of ended trials are gone"
     assert Path(report(str(out))).exists()
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_stopped_trials_are_told_as_pruned_and_diverged_ones_as_failed(phantom: str, tmp_path: Path) -> None:
+def test_stopped_trials_are_told_as_pruned_and_diverged_ones_as_failed(tiny_phantom: str, tmp_path: Path) -> None:
     out = tmp_path / "study"
     changes: dict[str, Any] = {
         "architectures": ["unet"],
@@ -124,7 +103,7 @@ def test_stopped_trials_are_told_as_pruned_and_diverged_ones_as_failed(phantom: 
         "sampler": {"name": "random", "seed": 1},
         "parameters": {"loss.segmentation_weight": {"choice": [1.0, 1e39]}, "optim.lr": {"choice": [1e-2, 1e-9]}},
     }
-    search(space(tmp_path, **changes), phantom, str(out), progress=quiet())
+    search(space(tmp_path, **changes), tiny_phantom, str(out), progress=quiet())
     states = [trial.state.name for trial in studies_of(out)["unet"].trials]
     assert states.count("COMPLETE") >= 1
     assert states.count("PRUNED") >= 1
@@ -142,25 +121,57 @@ def test_stopped_trials_are_told_as_pruned_and_diverged_ones_as_failed(phantom: 
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_resume_with_another_space_or_dataset_is_refused(phantom: str, tmp_path: Path) -> None:
+def test_resume_with_another_space_or_dataset_is_refused(tiny_phantom: str, tmp_path: Path) -> None:
     out = tmp_path / "study"
     small = {"architectures": ["unet"], "trials": 1}
-    search(space(tmp_path, **small), phantom, str(out), progress=quiet())
+    search(space(tmp_path, **small), tiny_phantom, str(out), progress=quiet())
     with pytest.raises(ConfigError, match="exists"):
-        search(space(tmp_path, **small), phantom, str(out), progress=quiet())
+        search(space(tmp_path, **small), tiny_phantom, str(out), progress=quiet())
     with pytest.raises(ConfigError, match="folds"):
-        search(space(tmp_path, **small, folds=3), phantom, str(out), resume=True, progress=quiet())
+        search(space(tmp_path, **small, folds=3), tiny_phantom, str(out), resume=True, progress=quiet())
     other = tmp_path / "other"
-    ingest_phantom(str(other), cases=16, slices_per_case=2, size=32, seed=1)
+    ingest_phantom(str(other), cases=24, slices_per_case=2, size=32, seed=1)
     with pytest.raises(ConfigError, match="data"):
         search(space(tmp_path, **small), str(other), str(out), resume=True, progress=quiet())
-    more = search(space(tmp_path, **{**small, "trials": 2}), phantom, str(out), resume=True, progress=quiet())
-    assert sum(more["trials"].values()) == 2
 
 
-def command(folder: Path, phantom: str, out: Path) -> list[str]:
+@pytest.mark.usefixtures("ray_cluster")
+def test_more_trials_may_find_another_winner(tiny_phantom: str, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    changes: dict[str, Any] = {
+        "architectures": ["unet"],
+        "overrides": {**SMALL["overrides"], "optim.lr": 1e-9},
+        "sampler": {"name": "random", "seed": 0},
+        "parameters": {"optim.lr": {"choice": [1e-9, 1e-2]}},
+        "scheduler": {"name": "none"},
+    }
+    first = search(space(tmp_path, **changes, trials=1), tiny_phantom, str(out), progress=quiet())
+    assert first["best"]["unet"]["experiment"]["optim"]["lr"] == 1e-9
+    more = space(tmp_path, **changes, trials=4)
+    second = search(more, tiny_phantom, str(out), resume=True, progress=quiet())
+    assert sum(second["trials"].values()) == 4
+    winner = second["best"]["unet"]
+    assert winner["experiment"]["optim"]["lr"] == 1e-2
+    assert storage.read_json(str(out / "crossval" / "unet" / "experiment.json"))["experiment"] == winner["experiment"]
+    times = {file: file.stat().st_mtime_ns for file in out.rglob("*.*") if file.is_file()}
+    assert search(more, tiny_phantom, str(out), resume=True, progress=quiet()) == second
+    assert times == {file: file.stat().st_mtime_ns for file in times}, "nothing is trained or written again"
+
+
+def command(folder: Path, data: str, out: Path) -> list[str]:
     file = folder / "space.yaml"
-    return [sys.executable, "-m", "braintum.cli", "search", str(file), "--data", phantom, "--out", str(out), "--json"]
+    return [
+        sys.executable,
+        "-m",
+        "braintum.cli",
+        "search",
+        str(file),
+        "--data",
+        data,
+        "--out",
+        str(out),
+        "--json",
+    ]
 
 
 def outcome(out: Path) -> list[tuple[Any, ...]]:
@@ -172,21 +183,21 @@ def outcome(out: Path) -> list[tuple[Any, ...]]:
     ]
 
 
-def test_study_whose_driver_is_killed_resumes_as_the_undisturbed_one(phantom: str, tmp_path: Path) -> None:
+def test_study_whose_driver_is_killed_resumes_as_the_undisturbed_one(tiny_phantom: str, tmp_path: Path) -> None:
     """kill -9 in the middle of a trial; one trial at a time, so that the whole study is a function of its seed."""
     changes: dict[str, Any] = {
         "architectures": ["joint_unet"], "trials": 4, "resources": {"max_concurrent": 1},
-        "overrides": {**TINY["overrides"], "training.epochs": 6},
+        "overrides": {**SMALL["overrides"], "training.epochs": 6},
     }  # fmt: skip
     space(tmp_path, **changes)
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     done = subprocess.run(
-        command(tmp_path, phantom, calm), env=environment, capture_output=True, text=True, timeout=300
+        command(tmp_path, tiny_phantom, calm), env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     process = subprocess.Popen(
-        command(tmp_path, phantom, killed), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(tmp_path, tiny_phantom, killed), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     second = killed / "trials" / "joint_unet-1"
     wait_for((second / "history.json").exists)
@@ -201,7 +212,11 @@ def test_study_whose_driver_is_killed_resumes_as_the_undisturbed_one(phantom: st
     assert before[1] == "RUNNING"
     kept = (killed / "trials" / "joint_unet-0" / "history.json").stat().st_mtime_ns
     done = subprocess.run(
-        [*command(tmp_path, phantom, killed), "--resume"], env=environment, capture_output=True, text=True, timeout=300
+        [*command(tmp_path, tiny_phantom, killed), "--resume"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert outcome(killed) == outcome(calm)
@@ -212,9 +227,34 @@ def test_study_whose_driver_is_killed_resumes_as_the_undisturbed_one(phantom: st
     assert (mine["trial"], mine["score"], mine["crossval"]) == (theirs["trial"], theirs["score"], theirs["crossval"])
 
 
+@pytest.mark.s3
+def test_a_study_lives_on_s3(s3: str, tiny_phantom: str, tmp_path: Path) -> None:
+    """Data, trials, Optuna's file and report at URLs; what a resume finds there is all that it needs."""
+    import s3fs
+
+    data, out = f"{s3}/study/data", f"{s3}/study/out"
+    fs = s3fs.S3FileSystem(skip_instance_cache=True)
+    fs.put(tiny_phantom, data, recursive=True)
+    space(tmp_path, architectures=["unet"], trials=2)
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    arguments = ["search", str(tmp_path / "space.yaml"), "--data", data, "--out", out, "--json"]
+    for resume in ([], ["--resume"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "braintum.cli", *arguments, *resume],
+            env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == storage.read_json(f"{out}/summary.json")
+    (tmp_path / "optuna.db").write_bytes(storage.read_bytes(f"{out}/optuna.db"))
+    assert [trial.state.is_finished() for trial in studies_of(tmp_path)["unet"].trials] == [True, True]
+    assert Experiment.load(f"{out}/best/unet.yaml").model.name == "unet"
+    assert report(out) == f"{out}/report/report.html"
+    assert b"</html>" in storage.read_bytes(f"{out}/report/report.html")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_trials_of_two_workers_leave_nothing_behind_when_stopped(phantom: str, tmp_path: Path) -> None:
+def test_trials_of_two_workers_leave_nothing_behind_when_stopped(tiny_phantom: str, tmp_path: Path) -> None:
     out = tmp_path / "study"
     changes: dict[str, Any] = {
         "architectures": ["unet"],
@@ -222,9 +262,9 @@ def test_trials_of_two_workers_leave_nothing_behind_when_stopped(phantom: str, t
         "resources": {"workers": 2},
         "sampler": {"name": "random", "seed": 0},
         "parameters": {"optim.lr": {"choice": [1e-2, 1e-9]}},
-        "overrides": {**TINY["overrides"], "training.epochs": 8},
+        "overrides": {**SMALL["overrides"], "training.epochs": 8},
     }
-    search(space(tmp_path, **changes), phantom, str(out), progress=quiet())
+    search(space(tmp_path, **changes), tiny_phantom, str(out), progress=quiet())
     states = [trial.state.name for trial in studies_of(out)["unet"].trials]
     assert states.count("PRUNED") >= 1, states
     wait_for(lambda: all(group.state == "REMOVED" for group in list_placement_groups()), 60)

@@ -1,0 +1,29 @@
+"""What tests that train have in common: a network of a few hundred weights, and waiting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from braintum.training.progress import Progress
+
+TINY: dict[str, Any] = {
+    "data.image_size": 32,
+    "model.width": 2,
+    "model.depth": 2,
+    "model.norm": "instance",
+    "training.device": "cpu",
+}
+"""Overrides of a U-Net; the name of another model goes before them."""
+
+
+def quiet() -> Progress:
+    return Progress("test", quiet=True)
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.02)
