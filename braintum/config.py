@@ -1,6 +1,6 @@
 """Experiment: the whole configuration of one training.
 
-Reading: `Experiment` at the bottom of the parts is made of them. `Experiment.load` reads YAML, `with_overrides`
+Reading: first the parts, then `Experiment`, which is made of them. `Experiment.load` reads YAML, `with_overrides`
 applies `a.b=c`, `digest` names it.
 """
 
@@ -219,6 +219,10 @@ class Experiment(Part):
         return type(self).from_dict(merge(self.to_dict(), overrides), "overrides")
 
 
+_NAMES: dict[str, str] = {part: value.name for part, value in Experiment() if hasattr(value, "name")}
+"""The names of the parts that have one, where nothing else is said."""
+
+
 def read_settings(name: str | Path | None) -> dict[str, Any]:
     """Plain settings of a YAML file or of a shipped recipe by name. Raises ConfigError."""
     if name is None:
@@ -228,15 +232,18 @@ def read_settings(name: str | Path | None) -> dict[str, Any]:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ConfigError(f"{name}: no such file")
-        text = path.read_text()
-    elif recipe.is_file():
-        text = recipe.read_text()
-    else:
-        raise ConfigError(f"{name}: neither a .yaml file nor a recipe; recipes: {', '.join(recipes())}")
-    settings = parse_yaml(text, str(name))
+        return parse_settings(path.read_bytes(), str(name))
+    if recipe.is_file():
+        return parse_settings(recipe.read_bytes(), str(name))
+    raise ConfigError(f"{name}: neither a .yaml file nor a recipe; recipes: {', '.join(recipes())}")
+
+
+def parse_settings(text: bytes, source: str) -> dict[str, Any]:
+    """Plain settings of YAML text; a part without content has its defaults. Raises ConfigError naming `source`."""
+    settings = parse_yaml(text, source)
     if not isinstance(settings, dict):
-        raise ConfigError(f"{name}: expected settings such as `optim: {{lr: 1e-4}}`")
-    return settings
+        raise ConfigError(f"{source}: expected settings such as `optim: {{lr: 1e-4}}`")
+    return {part: {} if fields is None else fields for part, fields in settings.items()}
 
 
 def recipes() -> list[str]:
@@ -260,7 +267,9 @@ def merge(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
             raise ConfigError(f"{path}: {part!r} is not a part; parts: {', '.join(Experiment.model_fields)}")
         value = overrides[path]
         current = merged.setdefault(part, {})
-        if field == "name" and current.get("name") != value:
+        if not isinstance(current, dict):
+            continue  # for `from_dict` to refuse
+        if field == "name" and current.get("name", _NAMES.get(part)) != value:
             merged[part] = current = {}
         current[field] = value
     return merged

@@ -30,11 +30,14 @@ _Yaml.add_implicit_resolver(
 )
 
 
-def parse_yaml(text: str, source: str) -> Any:
+def parse_yaml(text: str | bytes, source: str) -> Any:
     """Parses YAML (floats such as `1e-4` included). Raises ConfigError naming `source` and the line."""
     try:
+        text = text.decode() if isinstance(text, bytes) else text
         return yaml.load(text, Loader=_Yaml)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{source}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
 

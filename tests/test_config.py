@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import yaml
@@ -85,6 +86,7 @@ def test_digest_is_that_of_the_resolved_settings(tmp_path) -> None:
         ("data.classes={a: x, b: y}", "data.classes.a: 'x': Input should be a valid"),
         ("data.classes=[1, 2]", "data.classes"),
         ("optim.lr=2026-01-31", "date"),
+        ("optim.lr=2026-13-31", "not valid YAML: month"),
         ("optim.lr=.nan", "optim.lr"),
         ("optim.weight_decay=.inf", "optim.weight_decay"),
         ("loss.classification_weight=.inf", "loss.classification_weight"),
@@ -110,15 +112,30 @@ def test_cosine_warmup_must_end() -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("optim: [", "not valid YAML"), ("- 1", "expected settings"), ("optim: 3", "optim")],
+    [
+        (b"optim: [", "not valid YAML"),
+        (b"- 1", "expected settings"),
+        (b"optim: 3", "optim: 3: Input should be an object"),
+        (b"optim: [1]", "optim: .* Input should be an object"),
+        (b"optimm:", "optimm: no such field"),
+        (b"# \xfc", r"not UTF-8 text \(byte 2\); save it as UTF-8"),
+    ],
 )
-def test_a_file_that_is_no_experiment_is_refused(tmp_path, text: str, says: str) -> None:
+@pytest.mark.parametrize("overrides", [{}, {"optim.lr": 1e-3}, {"optim.name": "sgd"}])
+def test_a_file_that_is_no_experiment_is_refused(tmp_path, text: bytes, says: str, overrides: dict[str, Any]) -> None:
     file = tmp_path / "bad.yaml"
-    file.write_text(text)
+    file.write_bytes(text)
     with pytest.raises(ConfigError, match=says) as refusal:
-        Experiment.load(file)
+        Experiment.load(file, overrides)
     assert "\n" not in str(refusal.value)
     assert "bad.yaml" in str(refusal.value)
+
+
+def test_a_part_without_content_has_its_defaults(tmp_path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("optim:\nmodel:\n")
+    assert Experiment.load(file) == Experiment()
+    assert Experiment.load(file, {"optim.lr": 1e-3}) == Experiment.load(None, {"optim.lr": 1e-3})
 
 
 @pytest.mark.parametrize(
@@ -148,8 +165,11 @@ def test_another_name_starts_that_part_afresh() -> None:
     assert experiment.training == Experiment.load("fast").training
 
 
-def test_the_same_name_keeps_the_part() -> None:
+def test_the_same_name_keeps_the_part(tmp_path) -> None:
     assert Experiment.load("fast", {"optim.name": "adamw"}) == Experiment.load("fast")
+    file = tmp_path / "x.yaml"
+    file.write_text("optim: {lr: 0.5}\nmodel: {width: 8}\n")
+    assert Experiment.load(file, {"optim.name": "adam", "model.name": "unet"}) == Experiment.load(file)
 
 
 def test_classes_as_a_list_are_short_for_a_map() -> None:

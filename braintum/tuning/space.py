@@ -127,7 +127,7 @@ class SearchSpace(Part):
         file = Path(path)
         if not file.is_file():
             raise ConfigError(f"{path}: no such file; a search space is a .yaml file as in search_spaces/")
-        settings = parse_yaml(file.read_text(), str(path))
+        settings = parse_yaml(file.read_bytes(), str(path))
         if not isinstance(settings, dict):
             raise ConfigError(f"{path}: expected a search space: name, architectures, trials, parameters ...")
         given = {field: value for field, value in (("trials", trials), ("folds", folds)) if value is not None}

@@ -279,10 +279,12 @@ def test_what_cannot_be_searched_is_refused_in_one_line(make: Make, fields: dict
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize(("text", "says"), [("a: [", "not valid YAML"), ("[]", "expected a search space")])
-def test_a_file_that_is_no_space_is_refused(tmp_path: Path, text: str, says: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "says"), [(b"a: [", "not valid YAML"), (b"[]", "expected a search space"), (b"\xfc", "not UTF-8")]
+)
+def test_a_file_that_is_no_space_is_refused(tmp_path: Path, text: bytes, says: str) -> None:
     file = tmp_path / "bad.yaml"
-    file.write_text(text)
+    file.write_bytes(text)
     with pytest.raises(ConfigError, match=says):
         SearchSpace.load(file)
     with pytest.raises(ConfigError, match="no such file"):
