@@ -138,7 +138,7 @@ class Training(Part):
     early_stopping: int | None = Field(15, ge=1, description="epochs without a better validation score; None: off")
     weights: Literal["best", "last", "average"] = "best"
     average_decay: float | None = Field(None, gt=0, lt=1, description="per step; 0.99 when weights is average")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)  # fit multiplies it, into 63 bits
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 autocast where the device gains from it"

@@ -61,7 +61,8 @@ class NamedPart(Part):
     """A part whose `name` decides which other fields have an effect.
 
     `OPTIONS` maps each name to the fields that belong to it and their defaults. A field of another name is refused
-    (a setting without effect is an error); the resolved defaults are written out with every run.
+    (a setting without effect is an error); the resolved defaults are written out with every run. None stands for an
+    option that is not given, and is a value like any other elsewhere.
     """
 
     OPTIONS: ClassVar[dict[str, dict[str, Any]]]
@@ -72,7 +73,7 @@ class NamedPart(Part):
         if not isinstance(value, Mapping):
             return value
         name = value.get("name", cls.model_fields["name"].default)
-        options = cls.OPTIONS.get(name)
+        options = cls.OPTIONS.get(name) if isinstance(name, str) else None
         if options is None:
             return value
         every = {field for fields in cls.OPTIONS.values() for field in fields}
@@ -80,7 +81,7 @@ class NamedPart(Part):
             if value.get(field) is not None:
                 users = ", ".join(n for n, fields in cls.OPTIONS.items() if field in fields)
                 raise ValueError(f"{field} has no effect with name={name}; it belongs to {users}. Leave it out")
-        given = {field: v for field, v in value.items() if v is not None}
+        given = {field: v for field, v in value.items() if v is not None or field not in options}
         return {**options, **given}
 
 

@@ -87,6 +87,9 @@ def test_digest_is_that_of_the_resolved_settings(tmp_path) -> None:
         ("data.classes=[1, 2]", "data.classes"),
         ("optim.lr=2026-01-31", "date"),
         ("optim.lr=2026-13-31", "not valid YAML: month"),
+        ("optim.lr=null", "optim.lr: None: Input should be a valid number"),
+        ("optim.name=[adam]", "optim.name: ['adam']: Input should be 'adam', 'adamw' or 'sgd'"),
+        ("training.seed=4294967296", "training.seed: 4294967296: Input should be less than 4294967296"),
         ("optim.lr=.nan", "optim.lr"),
         ("optim.weight_decay=.inf", "optim.weight_decay"),
         ("loss.classification_weight=.inf", "loss.classification_weight"),
@@ -136,6 +139,10 @@ def test_a_part_without_content_has_its_defaults(tmp_path) -> None:
     file.write_text("optim:\nmodel:\n")
     assert Experiment.load(file) == Experiment()
     assert Experiment.load(file, {"optim.lr": 1e-3}) == Experiment.load(None, {"optim.lr": 1e-3})
+
+
+def test_an_option_that_is_null_is_not_given() -> None:
+    assert Experiment.load(None, {"optim.beta1": None, "optim.momentum": None, "optim.clip_norm": None}) == Experiment()
 
 
 @pytest.mark.parametrize(
