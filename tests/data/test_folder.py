@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from braintum.config import Data
 from braintum.data.folds import held_out_folds
@@ -25,11 +26,16 @@ def folder(tmp_path: Path) -> Path:
     for name in "abcd":
         Image.fromarray(np.roll(GREY, ord(name))).save(root / f"{name}.png")
     Image.fromarray(mask).save(root / "mask.png")
+    text = PngInfo()
+    text.add_text("about", "x" * 2**21, zip=True)  # more than Pillow is willing to unpack
     Image.fromarray(mask[:12]).save(root / "short.png")
     Image.fromarray(GREY[:12]).save(root / "small.png")
     Image.fromarray(np.stack([GREY, GREY, 255 - GREY], 2)).save(root / "colour.png")
     (root / "broken.png").write_bytes((root / "a.png").read_bytes()[:60])
     (root / "notes.png").write_text("not an image")
+    Image.fromarray(GREY).save(root / "text.png", pnginfo=text)
+    Image.fromarray(GREY).convert("F").save(root / "float.tif")
+    Image.fromarray(GREY).save(root / "two.tif", save_all=True, append_images=[Image.fromarray(GREY)])
     Image.fromarray(np.full((SIZE, SIZE), 77, np.uint8)).save(root / "grey_mask.png")
     return root
 
@@ -105,6 +111,29 @@ def test_masks_may_be_label_maps(folder: Path) -> None:
     np.testing.assert_array_equal(read_masks(str(folder.parent / "out"), ["a.png"])["a.png"], labels)
 
 
+def test_the_indices_of_a_palette_are_the_labels_of_a_mask(folder: Path) -> None:
+    labels = np.zeros((SIZE, SIZE), np.uint8)
+    labels[:4], labels[4:6] = 1, 2
+    mask = Image.fromarray(labels)
+    mask.putpalette([0, 0, 0, 255, 0, 0, 0, 90, 0])
+    mask.save(folder / "colours.png")
+    ingest(folder, "image,mask\na.png,colours.png\n")
+    np.testing.assert_array_equal(read_masks(str(folder.parent / "out"), ["a.png"])["a.png"], labels)
+    mask.putpalette([255, 255, 255, 0, 0, 0, 0, 0, 0])  # black on white: 0 may well be the tumour
+    mask.save(folder / "colours.png")
+    with pytest.raises(DataError, match=r"line 2: mask colours\.png: its palette shows 0"):
+        ingest_folder(folder, str(folder.parent / "other"))
+
+
+def test_an_image_with_a_palette_is_what_it_shows(folder: Path) -> None:
+    image = Image.fromarray(GREY)
+    image.putpalette([255 - i // 3 for i in range(3 * 256)])
+    image.save(folder / "palette.png")
+    ingest(folder, "image,label\npalette.png,x\n")
+    shown = read_images(str(folder.parent / "out"), ["palette.png"])["palette.png"][0]
+    np.testing.assert_array_equal(shown, 255 - GREY)
+
+
 def test_size_makes_images_alike(folder: Path) -> None:
     text = "image,label,spacing\na.png,x,1\nsmall.png,x,1\n"
     with pytest.raises(DataError, match=r"line 3: .*small\.png is 24×12.*--size"):
@@ -139,6 +168,9 @@ def test_the_only_csv_is_the_manifest(folder: Path, tmp_path: Path) -> None:
         ("image,label\na.png,x\n../raw/b.png,x\n../../etc/passwd,x\n", "line 4: ../../etc/passwd leaves the folder"),
         ("image,label\na.png,x\nbroken.png,x\n", "line 3: broken.png does not open"),
         ("image,label\na.png,x\nnotes.png,x\n", "line 3: notes.png does not open: not a PNG, JPEG or TIFF"),
+        ("image,label\na.png,x\ntext.png,x\n", "line 3: text.png does not open: Decompressed data too large"),
+        ("image,label\na.png,x\ntwo.tif,x\n", "line 3: two.tif holds several pictures"),
+        ("image,mask\na.png,float.tif\n", "line 2: float.tif is of mode F; save it as grey or RGB"),
         ("image,mask\na.png,mask.png\nb.png,short.png\n", "line 3: mask short.png is 24×12, its image 24×24"),
         ("image,mask\na.png,grey_mask.png\n", "line 2: mask grey_mask.png has values up to 77"),
         ("image,label\na.png,x\ncolour.png,x\n", "line 3: image colour.png is 24×24, 8 bit, 3 channels"),

@@ -8,7 +8,7 @@ cell is an unknown. `slice_id` defaults to the image's path. `case`: the patient
 never trained on); `spacing_y`, `spacing_x` (or `spacing` for both): mm per pixel; `position`: of the slice in its case.
 
 Images: PNG, JPEG or TIFF, 8 or 16 bit, grey or colour (colour that is grey is stored as grey). Masks: label maps of
-0, 1 (tumour), 2 (oedema), or pictures in which tumour is brighter than half.
+0, 1 (tumour), 2 (oedema), or pictures in which tumour is brighter than half; where there is a palette, its indices.
 
 A split cuts by case; where cases are unknown by the source's folds; where there are none of those, by slice.
 """
@@ -35,6 +35,7 @@ COLUMNS = (
     "slice_id", "image", "mask", "label", "case", "fold", "position", "spacing", "spacing_y", "spacing_x",
 )  # fmt: skip
 FORMATS = ("PNG", "JPEG", "TIFF")
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I;16L", "I")
 
 Line = tuple[str, dict[str, str]]
 """How errors name a line ("manifest.csv line 7"), and its cells that are not empty."""
@@ -174,31 +175,33 @@ def _inside(root: Path, relative: str, where: str) -> Path:
     return path
 
 
-def _open(path: Path, where: str) -> tuple[NDArray[Any], str]:
-    """The values and the mode of a picture. Raises DataError when it does not open."""
+def _open(path: Path, where: str) -> Image.Image:
+    """A picture of one of MODES. Raises DataError when it does not open."""
     try:
         with Image.open(path, formats=FORMATS) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                raise DataError(f"{where}: {path.name} holds several pictures; write one slice a file")
-            plain = image.convert("RGB") if image.mode == "P" else image
-            return np.asarray(plain), plain.mode
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            pictures = getattr(image, "n_frames", 1)
+            image.load()
+    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
         reason = "not a PNG, JPEG or TIFF" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DataError(f"{where}: {path.name} does not open: {reason}; replace or remove it") from None
+    if pictures > 1:
+        raise DataError(f"{where}: {path.name} holds several pictures; write one slice a file")
+    if image.mode not in MODES:
+        raise DataError(f"{where}: {path.name} is of mode {image.mode}; save it as grey or RGB of 8 or 16 bit")
+    return image
 
 
 def _read_image(path: Path, where: str) -> NDArray[Any]:
     """C,H,W, uint8 or uint16; one channel where all are alike."""
-    values, mode = _open(path, where)
-    if mode in ("LA", "RGBA"):
+    image = _open(path, where)
+    values = np.asarray(image.convert("RGB") if image.mode == "P" else image)
+    if image.mode in ("LA", "RGBA"):
         if (values[..., -1] != 255).any():
             raise DataError(f"{where}: {path.name} is transparent in places; save it without alpha")
         values = values[..., :-1]
-    elif mode not in ("1", "L", "RGB", "I;16", "I;16B", "I;16L", "I"):
-        raise DataError(f"{where}: {path.name} is of mode {mode}; save it as grey or RGB of 8 or 16 bit")
-    if mode == "1":
+    if image.mode == "1":
         values = values.astype(np.uint8) * 255
-    if mode.startswith("I"):
+    if image.mode.startswith("I"):
         if values.min() < 0 or values.max() > 65535:
             raise DataError(f"{where}: {path.name} has values {values.min()} to {values.max()}; expected 0 to 65535")
         values = values.astype(np.uint16)
@@ -209,8 +212,16 @@ def _read_image(path: Path, where: str) -> NDArray[Any]:
 
 def _read_mask(path: Path, where: str) -> NDArray[np.uint8]:
     """A label map H,W."""
-    values, mode = _open(path, where)
-    if mode in ("LA", "RGBA"):
+    image = _open(path, where)
+    values = np.asarray(image)
+    if image.mode == "P":  # the colours of a label map mean nothing, but white for background is likely another thing
+        light = np.asarray(image.convert("L"))
+        if (light[values == 0] > light.min()).any():
+            raise DataError(
+                f"{where}: mask {path.name}: its palette shows 0, the background, lighter than the rest; "
+                "save it as grey, with the values 0, 1 (tumour), 2 (oedema)"
+            )
+    if image.mode in ("LA", "RGBA"):
         values = values[..., :-1]
     if values.ndim == 3:
         values = values.max(axis=2)
