@@ -19,12 +19,22 @@ from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, Validati
 from braintum.models.registry import ModelConfig, options_schemas, resolve_model
 from braintum.settings import ConfigError, NamedPart, Part, Where, one_line, parse_yaml
 
+Classes = dict[str, tuple[str, ...]] | None
+
+
+def _classes_as_map(value: Any) -> Any:
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return {name: (name,) for name in value}
+    if isinstance(value, Mapping):  # JSON and YAML have lists only
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    return value
+
 
 class Data(Part):
     """What of the dataset is seen, and how."""
 
     image_size: int = Field(256, ge=16, le=2048, description="height and width that slices are resized to, pixels")
-    classes: dict[str, tuple[str, ...]] | None = Field(
+    classes: Annotated[Classes, BeforeValidator(_classes_as_map, json_schema_input_type=Classes | list[str])] = Field(
         None,
         description="selects and merges labels: {class: [labels]}; slices of other labels are left out. "
         "A list [a, b] is short for {a: [a], b: [b]}. None: the card's classes",
@@ -32,16 +42,6 @@ class Data(Part):
     validation: float = Field(
         0.2, gt=0, lt=1, description="share of the training part that choices inside a run may see, cut by group"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _classes_as_map(cls, value: Any) -> Any:
-        classes = value.get("classes") if isinstance(value, Mapping) else None
-        if isinstance(classes, list | tuple):
-            return {**value, "classes": {name: (name,) for name in classes}}
-        if isinstance(classes, Mapping):  # JSON and YAML have lists only
-            return {**value, "classes": {k: tuple(v) if isinstance(v, list) else v for k, v in classes.items()}}
-        return value
 
     @model_validator(mode="after")
     def _labels_once(self) -> Self:

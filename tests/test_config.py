@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -84,7 +85,8 @@ def test_digest_is_that_of_the_resolved_settings(tmp_path) -> None:
         ("data.classes={a: [x], b: [x]}", "classes: label 'x' is in two classes"),
         ("model.attention_width=0.5", "attention_width has no effect with attention=none"),
         ("data.classes={a: x, b: y}", "data.classes.a: 'x': Input should be a valid"),
-        ("data.classes=[1, 2]", "data.classes"),
+        ("data.classes=[1, 2]", "data.classes: [1, 2]: Input should be"),
+        ("data.classes=[[glioma], [meningioma]]", "data.classes: [['glioma'], ['meningioma']]: Input should be"),
         ("optim.lr=2026-01-31", "date"),
         ("optim.lr=2026-13-31", "not valid YAML: month"),
         ("optim.lr=null", "optim.lr: None: Input should be a valid number"),
@@ -227,6 +229,30 @@ def test_schema_names_every_field_of_every_architecture() -> None:
     )
     assert schema["$defs"]["model_attention_unet"]["properties"]["attention"]["default"] == "gate"
     assert set(schema["properties"]) == set(Experiment.model_fields)
+
+
+def test_schema_accepts_what_experiment_accepts() -> None:
+    schema = jsonschema.Draft202012Validator(json_schema())
+    good = [
+        *(Experiment.load(recipe, {"model.name": name}).to_dict() for recipe in recipes() for name in architectures()),
+        {"model": {"width": 8}, "optim": {"lr": 1}},
+        {"model": {"name": "classifier", "hidden": 8}},
+        {"data": {"classes": ["glioma", "meningioma"]}},
+        {"data": {"classes": {"tumour": ["glioma", "meningioma"], "none": ["no_tumor"]}}},
+    ]
+    bad: list[dict[str, Any]] = [
+        {"model": {"name": "vgg"}},
+        {"model": {"hidden": 8}},
+        {"data": {"classes": [1, 2]}},
+        {"optim": {"lr": None}},
+    ]
+    for settings in good:
+        schema.validate(settings)
+        Experiment.from_dict(settings)
+    for settings in bad:
+        assert not schema.is_valid(settings)
+        with pytest.raises(ConfigError):
+            Experiment.from_dict(settings)
 
 
 def test_checking_a_configuration_needs_neither_torch_nor_ray() -> None:

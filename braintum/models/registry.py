@@ -100,6 +100,8 @@ def options_schemas() -> dict[str, dict[str, Any]]:
         cls, preset = _REGISTRY[name]
         schemas[name] = schema = cls.model_json_schema()
         schema["properties"]["name"] = {"const": name}
+        named = set() if name == "unet" else {"name"}  # options without a name are a unet's
+        schema["required"] = sorted(named | set(schema.get("required", ())))
         for field, value in preset.items():
             schema["properties"][field]["default"] = value
     return schemas
