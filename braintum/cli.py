@@ -1,9 +1,9 @@
 """`braintum ...`: each command is one call into the package, made with what the command line says.
 
-Exit codes: 0 done; 2 the user's mistake, said in one line on stderr (where braintum raises a ValueError of its own);
-1 a failure of ours; 130 interrupted, with the state saved. With `--json` a command prints one JSON document to stdout
-and everything else to stderr. What a command needs is imported inside it, so that `--help` and a refused setting come
-at once.
+Exit codes: 0 done; 2 the user's mistake, said in one line on stderr (where braintum raises a ValueError of its own,
+or a file or URL cannot be read or written); 1 a failure of ours; 130 interrupted, with the state saved. With `--json` a
+command prints one JSON document to stdout and everything else to stderr. What a command needs is imported inside it, so
+that `--help` and a refused setting come at once.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeGuard
 
 import typer
 
-from braintum.config import Experiment, json_schema, parse_overrides
+from braintum.config import Experiment, json_schema, merge, parse_overrides, parse_settings
 from braintum.models.registry import architectures, model_config_class
 from braintum.settings import ConfigError
 
@@ -32,8 +32,9 @@ ingest = typer.Typer(help="Writes a dataset: Parquet shards and a card.")
 app.add_typer(ingest, name="ingest")
 
 DataUrl = Annotated[str, typer.Option("--data", help="Dataset: a folder or URL that `ingest` wrote.")]
-OutUrl = Annotated[str, typer.Option("--out", help="Folder or URL to write; must not exist yet.")]
-Config = Annotated[str | None, typer.Option("--config", help="A .yaml file or a recipe, such as papers/unet.")]
+NewUrl = Annotated[str, typer.Option("--out", help="Folder or URL to write; must not exist yet.")]
+OutUrl = Annotated[str, typer.Option("--out", help="Folder or URL to write; must not exist yet, but with --resume.")]
+Config = Annotated[str | None, typer.Option("--config", help="A .yaml file or URL, or a recipe, such as papers/unet.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, such as optim.lr=3e-4; repeatable.")]
 Folds = Annotated[int | None, typer.Option(min=2, help="Number of folds; the source's own, else 5.")]
 Workers = Annotated[int, typer.Option(min=1, help="Worker processes of a training.")]
@@ -41,11 +42,13 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with what --out ho
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, all else to stderr.")]
 Summary = Mapping[str, Any]
 
+RESUMABLE = ("train", "crossval", "search")
+
 
 @ingest.command("folder")
 def ingest_folder(
     path: Annotated[str, typer.Argument(help="Folder with manifest.csv and the images that it names.")],
-    out: OutUrl,
+    out: NewUrl,
     name: Annotated[str | None, typer.Option(help="Name of the dataset; else the folder's.")] = None,
     size: Annotated[int | None, typer.Option(min=16, help="Height and width to store, pixels.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the images, for the card.")] = None,
@@ -62,7 +65,7 @@ def ingest_folder(
 
 @ingest.command("phantom")
 def ingest_phantom(
-    out: OutUrl,
+    out: NewUrl,
     cases: Annotated[int, typer.Option(min=4, help="Number of patients.")] = 120,
     slices_per_case: Annotated[int, typer.Option(min=1, help="Slices of each.")] = 4,
     size: Annotated[int, typer.Option(min=32, help="Height and width, pixels.")] = 128,
@@ -91,7 +94,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Trains one Experiment and scores it once on the slices held out."""
-    experiment = Experiment.load(config, parse_overrides(settings or []))
+    experiment = _experiment(config, settings)
     from braintum.console import print_run
     from braintum.training.progress import Progress
     from braintum.training.worker import train as run
@@ -113,7 +116,7 @@ def crossval(
     as_json: Json = False,
 ) -> None:
     """Trains one Experiment once a fold, and scores each fold by the training that did not see it."""
-    experiment = Experiment.load(config, parse_overrides(settings or []))
+    experiment = _experiment(config, settings)
     from braintum.console import print_crossval
     from braintum.training.crossval import crossval as run
     from braintum.training.progress import Progress
@@ -193,11 +196,28 @@ def demo(
     space: Annotated[str, typer.Option(help="Search space to run.")] = "search_spaces/smoke.yaml",
 ) -> None:
     """The whole path on data it draws itself: ingest, search, cross-validate, report."""
+    from braintum.tuning.space import SearchSpace
+
     if Path(out).exists():
         raise ConfigError(f"{out} exists; choose another --out")
+    SearchSpace.load(space)
     ingest_phantom(f"{out}/phantom")
     search(space, f"{out}/phantom", f"{out}/study")
     report(f"{out}/study")
+
+
+def _experiment(config: str | None, settings: list[str] | None) -> Experiment:
+    """What --config and --set say. A URL is read here: the package's configurations know no file systems."""
+    overrides = parse_overrides(settings or [])
+    if config is None or "://" not in config:
+        return Experiment.load(config, overrides)
+    from braintum.storage import read_bytes
+
+    try:
+        text = read_bytes(config)
+    except FileNotFoundError:
+        raise ConfigError(f"{config}: no such file") from None
+    return Experiment.from_dict(merge(parse_settings(text, config), overrides), config)
 
 
 @contextlib.contextmanager
@@ -233,15 +253,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Not standalone: Typer would print its own several lines, and end the process.
         code = app(args=given or ["--help"], prog_name="braintum", standalone_mode=False)
         if code == 130:  # what Typer makes of a KeyboardInterrupt
-            return _say("interrupted; what was saved stays, and the same command with --resume goes on from it", 130)
+            saved = "; what was saved stays, and the same command with --resume goes on from it"
+            return _say("interrupted" + saved * (given[0] in RESUMABLE), 130)
         return code if isinstance(code, int) else 0
     except typer.TyperException as error:
         return _say(f"{error.format_message().rstrip('.')}; see braintum --help", 2)
     except Exception as error:
         cause = getattr(error, "cause", None) or error  # what Ray wraps when a task raises it
+        if _of_a_place(cause):
+            while _of_a_place(cause.__context__):
+                cause = cause.__context__  # a later one is what cleaning up ran into
+            where = f"{cause.filename}: " if cause.filename else ""
+            return _say(where + (cause.strerror or " ".join(map(str, cause.args))), 2)
+        if type(cause).__module__.startswith("botocore."):  # S3's credentials or address
+            return _say(str(cause), 2)
         if not type(cause).__module__.startswith("braintum."):
             raise
         return _say(str(cause), 2 if isinstance(cause, ValueError) else 1)
+
+
+def _of_a_place(error: object) -> TypeGuard[OSError]:
+    """Whether a file or URL cannot be read or written; other OSErrors (a socket's, a process's) are ours."""
+    return isinstance(error, PermissionError) or (isinstance(error, OSError) and error.filename is not None)
 
 
 def _say(message: str, code: int) -> int:

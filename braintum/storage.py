@@ -6,12 +6,32 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+
+class StorageError(ValueError):
+    """A URL of a kind that cannot be opened here."""
+
+
+@contextmanager
+def _at(url: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
+    """The file system and path of a URL. An OSError from inside names the URL, where it names no file by itself."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise StorageError(f"{url}: {error}") from None
+    try:
+        yield filesystem, path
+    except OSError as error:
+        if error.filename is None:
+            error.filename = url
+        raise
 
 
 def resolve(url: str) -> str:
@@ -25,23 +45,23 @@ def join(url: str, *parts: str) -> str:
 
 
 def exists(url: str) -> bool:
-    filesystem, path = fsspec.core.url_to_fs(url)
-    filesystem.invalidate_cache()
-    return bool(filesystem.exists(path))
+    with _at(url) as (filesystem, path):
+        filesystem.invalidate_cache()
+        return bool(filesystem.exists(path))
 
 
 def read_bytes(url: str) -> bytes:
     """Raises FileNotFoundError."""
-    filesystem, path = fsspec.core.url_to_fs(url)
-    return bytes(filesystem.cat_file(path))
+    with _at(url) as (filesystem, path):
+        return bytes(filesystem.cat_file(path))
 
 
 def write_bytes(url: str, content: bytes) -> None:
     """Writes a whole file atomically: local files are renamed into place, object stores put them at once."""
-    filesystem, path = fsspec.core.url_to_fs(url)
-    if "://" in url and not url.startswith("file://"):
-        filesystem.pipe_file(path, content)
-        return
+    with _at(url) as (filesystem, path):
+        if "://" in url and not url.startswith("file://"):
+            filesystem.pipe_file(path, content)
+            return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.part"
     try:
@@ -57,9 +77,9 @@ def write_bytes(url: str, content: bytes) -> None:
 
 def remove(url: str) -> None:
     """Removes a file or folder, if it is there."""
-    filesystem, path = fsspec.core.url_to_fs(url)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
+    with _at(url) as (filesystem, path):
+        if filesystem.exists(path):
+            filesystem.rm(path, recursive=True)
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 
+from braintum import storage
 from braintum.cli import main
 from braintum.config import Experiment
 
@@ -172,6 +177,71 @@ def test_an_output_of_ingest_that_exists(capfd: pytest.CaptureFixture[str], tmp_
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious.txt"]
 
 
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("file/out", "file/out: Not a directory"),
+        ("x" * 300, "xx: File name too long"),
+        ("nowhere://out", "nowhere://out: Protocol not known"),
+    ],
+)
+def test_an_output_that_cannot_be_written(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, folder: Path, place: str, says: str
+) -> None:
+    (tmp_path / "file").touch()
+    out = place if "://" in place else str(tmp_path / place)
+    for source in (["phantom", "--cases", "4", "--size", "32"], ["folder", str(folder)]):
+        refused(capfd, ["ingest", *source, "--out", out], says)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "slices"}
+
+
+def test_a_config_at_a_url(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    bad, good = "memory://best/bad.yaml", "memory://best/good.yaml"
+    fsspec.filesystem("memory").pipe({bad: b"optim: {lrr: 1}", good: Experiment.load("fast").to_yaml().encode()})
+    for command in ("train", "crossval"):
+        start = [command, "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--config"]
+        refused(capfd, [*start, bad], f"{bad}: optim.lrr: no such field")
+        refused(capfd, [*start, good, "--set", "model.widht=8"], f"{good}: model: widht: no such field")
+        refused(capfd, [*start, good], "no card.json")  # which is looked for with settings in hand
+        refused(capfd, [*start, "memory://best/none.yaml"], "memory://best/none.yaml: no such file")
+        refused(capfd, [*start, "nowhere://x.yaml"], "nowhere://x.yaml: Protocol not known")
+
+
+@pytest.mark.s3
+def test_a_config_on_s3(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    url = f"{s3}/study/best/unet.yaml"
+    storage.write_bytes(url, b"optim: {lrr: 1}")
+    command = ["train", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--config"]
+    refused(capfd, [*command, url], f"{url}: optim.lrr: no such field")
+    refused(capfd, [*command, f"{s3}/none.yaml"], f"{s3}/none.yaml: no such file")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    s3fs.S3FileSystem.clear_instance_cache()
+    refused(capfd, [*command, url], url)
+    refused(capfd, ["ingest", "phantom", "--cases", "4", "--size", "32", "--out", f"{s3}/denied"], "signature")
+
+
+def test_an_interrupt_promises_no_resume_that_is_not_there(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, phantom: Path
+) -> None:
+    assert phantom.exists()  # so that the interrupt below does not come in the middle of an import
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert main(["ingest", "phantom", "--cases", "1000000", "--out", str(tmp_path / "out")]) == 130
+    assert capfd.readouterr().err == "braintum: interrupted\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_demo_whose_space_is_not_there(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(capfd, ["demo"], "search_spaces/smoke.yaml: no such file")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_report_of_nothing(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     refused(capfd, ["report", str(tmp_path)], str(tmp_path))
     assert list(tmp_path.iterdir()) == []
@@ -275,8 +345,9 @@ def test_train_and_report_with_json(capfd: pytest.CaptureFixture[str], tmp_path:
 
 def test_ingest_prints_its_card(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert main(["ingest", "phantom", "--cases", "8", "--slices-per-case", "1", "--size", "32", "--out", str(out)]) == 0
-    assert "8" in capfd.readouterr().out
+    assert main(["ingest", "phantom", "--cases", "7", "--slices-per-case", "3", "--size", "48", "--out", str(out)]) == 0
+    shown = {" ".join(line.split()) for line in capfd.readouterr().out.splitlines()}
+    assert shown >= {"slices 21", "cases 7", "pixels 48×48, 1 × uint8", "masks tumour"}
     shutil.rmtree(out)
     assert main(["ingest", "phantom", "--cases", "8", "--slices-per-case", "1", "--out", str(out), "--json"]) == 0
     assert json.loads(capfd.readouterr().out) == json.loads((out / "card.json").read_text())

@@ -126,7 +126,9 @@ class SearchSpace(Part):
 
         file = Path(path)
         if not file.is_file():
-            raise ConfigError(f"{path}: no such file; a search space is a .yaml file as in search_spaces/")
+            raise ConfigError(
+                f"{path}: no such file; a search space is a .yaml file, such as the repository's in search_spaces/"
+            )
         settings = parse_yaml(file.read_bytes(), str(path))
         if not isinstance(settings, dict):
             raise ConfigError(f"{path}: expected a search space: name, architectures, trials, parameters ...")
