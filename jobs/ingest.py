@@ -1,4 +1,4 @@
-"""Ingests a folder of slices on the cluster, one Ray task a shard.
+"""Ingests a folder of slices, in one process on the node where the job runs; that node must see the folder.
 
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
         python jobs/ingest.py folder /mnt/slices --out s3://bucket/cheng
