@@ -109,12 +109,14 @@ def prediction_table(
 
     Mask logits are resized bilinearly to the source's height and width and cut at probability 0.5, then compared with
     `native_masks` (slice_id to label map, see `braintum.data.table.read_masks`; None where unknown). Distances are in
-    mm where the slice's pixel spacing is known, else in pixels; `hd_unit` says which. `hd` and `hd95` are null where
-    exactly one of the masks is empty, all mask scores where the true mask is unknown. `false_mask` is null for a slice
-    with tumour, `both_right` unless class and mask are known and predicted.
+    mm where every slice of `table` with a mask has a pixel spacing, else all in pixels, so that those of all folds
+    compare; `hd_unit` says which. `hd` and `hd95` are null where exactly one of the masks is empty, all mask scores
+    where the true mask is unknown. `false_mask` is null for a slice with tumour, `both_right` unless class and mask are
+    known and predicted.
     """
     schema = prediction_schema(table.classes)
     columns: dict[str, list[object]] = {name: [] for name in schema.names}
+    in_mm = bool(np.isfinite(table.spacing_R2[table.has_mask_R]).all())
     position = 0
     with _evaluating(model):
         for batch in ordered_batches(table, rows, batch_size, device):
@@ -146,7 +148,7 @@ def prediction_table(
                     true_HW = true_mask == TUMOUR
                     values["has_tumour"] = bool(true_HW.any())
                     if mask_BHW is not None:
-                        scores = _mask_scores(mask_BHW[b], true_HW, table.spacing_R2[row])
+                        scores = _mask_scores(mask_BHW[b], true_HW, table.spacing_R2[row] if in_mm else None)
                         values |= scores._asdict()
                         if "predicted" in values and values["label"] is not None:
                             right = values["predicted"] == values["label"]
@@ -187,18 +189,17 @@ class _MaskScores(NamedTuple):
 
 
 def _mask_scores(
-    predicted_HW: NDArray[np.bool_], true_HW: NDArray[np.bool_], spacing_mm: NDArray[np.float32]
+    predicted_HW: NDArray[np.bool_], true_HW: NDArray[np.bool_], spacing_mm: NDArray[np.float32] | None
 ) -> _MaskScores:
     both, predicted, true = (
         np.array([np.count_nonzero(mask)], dtype=np.int64)
         for mask in (predicted_HW & true_HW, predicted_HW, true_HW)
     )  # fmt: skip
     dice, iou, pixel_accuracy = (float(x[0]) for x in overlap(both, predicted, true, true_HW.size))
-    known = bool(np.isfinite(spacing_mm).all())
-    spacing = (float(spacing_mm[0]), float(spacing_mm[1])) if known else (1.0, 1.0)
+    spacing = (1.0, 1.0) if spacing_mm is None else (float(spacing_mm[0]), float(spacing_mm[1]))
     hd, hd95 = (None if np.isnan(x) else x for x in hausdorff(predicted_HW, true_HW, spacing))
     false_mask = None if true_HW.any() else bool(predicted_HW.any())
-    return _MaskScores(dice, iou, pixel_accuracy, hd, hd95, "mm" if known else "px", false_mask)
+    return _MaskScores(dice, iou, pixel_accuracy, hd, hd95, "px" if spacing_mm is None else "mm", false_mask)
 
 
 @contextmanager

@@ -126,6 +126,20 @@ def test_distances_are_in_mm_where_the_spacing_is_known() -> None:
     assert in_mm["hd95"] == pytest.approx(in_px["hd95"] / 2)
 
 
+def test_one_mask_of_unknown_spacing_puts_all_distances_in_pixels() -> None:
+    """Whichever rows are predicted: folds are averaged with one another."""
+    table, native = slices(spacing=0.5)
+    table.spacing_R2[3] = np.nan
+    found = prediction_table(Bright(), EXPERIMENT, table, np.array([1]), native, fold="1", device="cpu").to_pylist()[0]
+    all_px, native = slices()
+    px = prediction_table(Bright(), EXPERIMENT, all_px, np.array([1]), native, fold="1", device="cpu").to_pylist()[0]
+    assert (found["hd_unit"], found["hd95"]) == ("px", px["hd95"])
+    table, native = slices(spacing=0.5)
+    table.spacing_R2[2] = np.nan  # has no mask, so that no distance needs it
+    found = prediction_table(Bright(), EXPERIMENT, table, np.array([1]), native, fold="1", device="cpu").to_pylist()[0]
+    assert found["hd_unit"] == "mm"
+
+
 def test_a_model_without_a_task_leaves_its_columns_empty() -> None:
     table, native = slices()
     segmenter, classifier = (
