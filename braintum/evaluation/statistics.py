@@ -39,16 +39,18 @@ class PairedDifference:
     least_p: float
 
 
-def paired_difference(first: pa.Table, second: pa.Table, metric: Literal["dice", "accuracy"]) -> PairedDifference:
+def paired_difference(
+    first: pa.Table, second: pa.Table, metric: Literal["dice", "accuracy"]
+) -> PairedDifference | None:
     """Compares two prediction tables on the slices that both score: Dice on tumour slices, or the class being right.
 
-    Slices of one unit are averaged first: they are not independent of one another. Raises ValueError where no slice
-    is scored by both.
+    Slices of one unit are averaged first: they are not independent of one another. None where no slice is scored by
+    both, as by configurations that see other classes of the data.
     """
     first_scores, second_scores = _by_slice(first, metric), _by_slice(second, metric)
     shared = sorted(first_scores.keys() & second_scores.keys())
     if not shared:
-        raise ValueError(f"no slice has a {metric} in both prediction tables")
+        return None
     difference_R = np.array([first_scores[name] - second_scores[name] for name in shared])
     unit, unit_of = _units(first)
     _, unit_R = np.unique([unit_of[name] for name in shared], return_inverse=True)

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from braintum.data.schema import DataError
 from braintum.evaluation.metrics import FloatArray, IntArray, agreement, auroc
 
 METRICS = (
@@ -27,7 +28,10 @@ UNNAMED_FOLD = "held-out"  # what the held-out part of a run without a named fol
 
 @dataclass(frozen=True)
 class Scores:
-    """The columns of a prediction table as arrays: nan, -1 or None where null. Flags are 1.0, 0.0 or nan."""
+    """The columns of a prediction table as arrays: nan, -1 or None where null. Flags are 1.0, 0.0 or nan.
+
+    `hd_unit`: the unit of all distances, mm or px; None where no mask was predicted.
+    """
 
     classes: tuple[str, ...]
     fold_R: NDArray[np.object_]
@@ -35,18 +39,24 @@ class Scores:
     label_R: IntArray
     predicted_R: IntArray
     probability_RN: FloatArray
-    unit_R: NDArray[np.object_]
+    hd_unit: str | None
     values: dict[str, FloatArray]  # has_tumour dice iou pixel_accuracy hd hd95 false_mask both_right, each R long
 
     @classmethod
     def of(cls, predictions: pa.Table) -> Scores:
-        """Reads the columns of `braintum.evaluation.predict.prediction_schema`."""
+        """Reads the columns of `braintum.evaluation.predict.prediction_schema`.
+
+        Raises DataError if distances are in mm on some slices and in px on others: they cannot be averaged.
+        """
         prefix = "probability_"
         classes = tuple(name.removeprefix(prefix) for name in predictions.schema.names if name.startswith(prefix))
         index: dict[str | None, int] = {name: n for n, name in enumerate(classes)}
         names = ("has_tumour", "dice", "iou", "pixel_accuracy", "hd", "hd95", "false_mask", "both_right")
         probability = [_floats(predictions[prefix + name]) for name in classes]
         folds = [UNNAMED_FOLD if fold is None else fold for fold in predictions["fold"].to_pylist()]
+        units = sorted({unit for unit in predictions["hd_unit"].to_pylist() if unit is not None})
+        if len(units) > 1:
+            raise DataError(f"hd_unit: predictions hold distances in {' and in '.join(units)}; predict all in one unit")
         return cls(
             classes,
             fold_R=np.array(folds, dtype=object),
@@ -54,7 +64,7 @@ class Scores:
             label_R=np.array([index.get(x, -1) for x in predictions["label"].to_pylist()], dtype=np.int64),
             predicted_R=np.array([index.get(x, -1) for x in predictions["predicted"].to_pylist()], dtype=np.int64),
             probability_RN=np.stack(probability, axis=1) if classes else np.empty((len(predictions), 0)),
-            unit_R=np.array(predictions["hd_unit"].to_pylist(), dtype=object),
+            hd_unit=units[0] if units else None,
             values={name: _floats(predictions[name]) for name in names},
         )
 
@@ -67,27 +77,20 @@ class Scores:
             self.label_R[chosen],
             self.predicted_R[chosen],
             self.probability_RN[chosen],
-            self.unit_R[chosen],
+            self.hd_unit,
             {name: values_R[chosen] for name, values_R in self.values.items()},
         )
-
-    @property
-    def hd_unit(self) -> str | None:
-        """mm if any slice has a distance in mm (then those in pixels are left out of averages), else px."""
-        units = {unit for unit in self.unit_R if unit is not None}
-        return "mm" if "mm" in units else "px" if units else None
 
     def per_slice(self) -> dict[str, FloatArray]:
         """Metrics that are means over slices: values by slice, nan where the slice does not count."""
         tumour_R = self.values["has_tumour"] == 1
-        unit_R = self.unit_R == self.hd_unit
         return {
             "dice": np.where(tumour_R, self.values["dice"], np.nan),
             "dice_all": self.values["dice"],
             "iou": np.where(tumour_R, self.values["iou"], np.nan),
             "pixel_accuracy": self.values["pixel_accuracy"],
-            "hd": np.where(tumour_R & unit_R, self.values["hd"], np.nan),
-            "hd95": np.where(tumour_R & unit_R, self.values["hd95"], np.nan),
+            "hd": np.where(tumour_R, self.values["hd"], np.nan),
+            "hd95": np.where(tumour_R, self.values["hd95"], np.nan),
             "false_mask_rate": self.values["false_mask"],
             "both_right": self.values["both_right"],
         }
@@ -103,14 +106,15 @@ def summarise(predictions: pa.Table) -> dict[str, Any]:
     `metrics` {name: {mean, sd, n}} over all slices; `folds` {fold: {name: value}}; `over_folds` {name: {mean, sd, n}},
     n folds; `classes` {class: {slices, precision, sensitivity, specificity, f1, auroc, dice, hd95}};
     `confusion` {labels, counts[true][predicted]} or null; `cases` {cases, metrics, mixed_cases} or null where a case is
-    unknown; `hd_unit`; `counts` {slices, with_tumour, without_tumour, hd_undefined, hd_other_unit}.
-    Raises ValueError if a slice is predicted twice, as in a table of several configurations.
+    unknown; `hd_unit`; `counts` {slices, with_tumour, without_tumour, hd_undefined}.
+    Raises DataError if a slice is predicted twice, as in a table of several configurations, or distances are in
+    several units.
     """
     ids = predictions["slice_id"].to_pylist()
     if not ids:
-        raise ValueError("there are no predictions to summarise")
+        raise DataError("there are no predictions to summarise")
     if len(set(ids)) != len(ids):
-        raise ValueError("a slice is predicted twice: summarise the predictions of one configuration at a time")
+        raise DataError("a slice is predicted twice: summarise the predictions of one configuration at a time")
     scores = Scores.of(predictions)
     metrics = _metrics(scores)
     folds = {
@@ -123,7 +127,6 @@ def summarise(predictions: pa.Table) -> dict[str, Any]:
     }
     tumour_R = scores.values["has_tumour"]
     predicted_R = ~np.isnan(scores.values["dice"])
-    other_unit_R = predicted_R & (scores.unit_R != scores.hd_unit)
     classified = scores.take(scores.classified_R)
     has_classes = len(classified.label_R) > 0
     confusion_NN = agreement(classified.label_R, classified.predicted_R, len(scores.classes)).confusion_NN
@@ -140,14 +143,8 @@ def summarise(predictions: pa.Table) -> dict[str, Any]:
             "with_tumour": int((tumour_R == 1).sum()),
             "without_tumour": int((tumour_R == 0).sum()),
             "hd_undefined": int((predicted_R & (tumour_R == 1) & np.isnan(scores.values["hd"])).sum()),
-            "hd_other_unit": int(other_unit_R.sum()),
         },
     }
-
-
-def metric_values(predictions: pa.Table) -> dict[str, float]:
-    """{name: value} over the slices of one run: the metrics that are defined, in the order of METRICS."""
-    return {name: value["mean"] for name, value in _metrics(Scores.of(predictions)).items()}
 
 
 def _metrics(scores: Scores) -> dict[str, dict[str, Any]]:

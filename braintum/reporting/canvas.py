@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
@@ -15,15 +16,20 @@ from braintum.reporting.results import Results
 
 COLOURS = ("#35618f", "#c0763a", "#4f8a62", "#846a9e", "#a85c66", "#6b7480", "#9a8a3c", "#3f8f95")
 INK, MUTED, FAINT = "#1f2933", "#66717d", "#dfe3e8"
+FONTS = (
+    "Inter", "Helvetica Neue", "Arial", "DejaVu Sans",
+    "Noto Sans CJK SC", "Source Han Sans SC", "PingFang SC", "Microsoft YaHei", "WenQuanYi Zen Hei",
+)  # fmt: skip
+"""In this order, for each character; the last are for names of classes that the first cannot write."""
 STYLE: Any = {  # Any: matplotlib's type is a literal of all its settings
-
-    "font.family": "sans-serif", "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"],
+    "font.family": [name for name in FONTS if name in font_manager.get_font_names()],
     "font.size": 9, "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.labelsize": 9, "axes.edgecolor": "#aeb6bf", "axes.labelcolor": MUTED, "axes.titlecolor": INK,
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
     "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
     "grid.color": FAINT, "grid.linewidth": 0.7, "legend.frameon": False, "legend.fontsize": 8.5,
     "lines.linewidth": 1.4, "svg.fonttype": "none", "figure.facecolor": "white",
+    "legend.labelcolor": INK, "text.parse_math": False,
 }  # fmt: skip
 
 

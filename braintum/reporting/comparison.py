@@ -20,22 +20,21 @@ def comparisons(results: Results) -> list[tuple[str, str, PairedDifference]]:
         if len(scored) > 1:
             (_, first), (_, second) = sorted(scored, key=lambda pair: -pair[0])[:2]
             difference = paired_difference(first.predictions, second.predictions, metric)
-            found.append((first.name, second.name, difference))
+            if difference is not None:
+                found.append((first.name, second.name, difference))
     return found
 
 
-def limits(results: Results) -> list[str]:
-    """What keeps these differences from being sure."""
-    words = []
-    units = {found.unit: found for _, _, found in comparisons(results)}
-    for unit, found in units.items():
-        if found.least_p > 0.05:
-            words.append(
-                f"{found.num_units} {unit}s cannot decide which is better: the smallest p that so few could give is "
-                f"{text(found.least_p, P_VALUE)}."
-            )
-        if unit == "slice":
-            words.append("Slices of one patient are not independent, and patients are not known here: p is too small.")
+def _limits(found: PairedDifference) -> str:
+    """What keeps a difference from being sure."""
+    words = ""
+    if found.least_p > 0.05:
+        words += (
+            f" {found.num_units} {found.unit}s cannot decide which is better: the smallest p that so few could give is "
+            f"{text(found.least_p, P_VALUE)}."
+        )
+    if found.unit == "slice":
+        words += " Slices of one patient are not independent, and patients are not known here: p is too small."
     return words
 
 
@@ -52,4 +51,5 @@ def comparison_table(results: Results) -> Table | None:
         "Best minus second, paired over what is independent as far as the data say; bootstrap interval and two-sided "
         "Wilcoxon signed-rank test. The two were picked by these same numbers, and p is not corrected for that."
     )
+    note += "".join(dict.fromkeys(_limits(difference) for _, _, difference in found))
     return Table("comparison", "The two best", columns, rows, note)

@@ -109,7 +109,7 @@ def confusion(results: Results) -> Figure | None:
             axes.set(title=entry.name, xlabel="predicted", ylabel="true")
 
     size = 0.85 * most + 1.3
-    note = "Percent of each true class, and numbers of slices, over all held-out folds."
+    note = "A row is a true class: percent of it predicted as each class, and numbers of slices, over all held out."
     return draw("confusion", "Confusion", note, (size * len(entries), size), paint)
 
 
@@ -154,8 +154,8 @@ def _training(entry: Entry, colour: str) -> Figure | None:
             elif title == "Validation part":
                 axes.set_ylabel(LABELS[columns[0].removeprefix("validation_")])
 
-    note = "One line a fold." if len(folds) > 1 else ""
-    return draw(f"training_{entry.name}", entry.name, note, (2.9 * len(shown), 2.3), paint)
+    note = "A line is a fold." if len(folds) > 1 else ""
+    return draw(f"training_{entry.name}", entry.name, note, (2.6 * len(shown), 2.2), paint)
 
 
 def _tint(colour: str) -> matplotlib.colors.Colormap:

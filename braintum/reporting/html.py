@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from braintum import storage
-from braintum.data.schema import DataError
-from braintum.data.shards import read_card
+from braintum.data.schema import Card, DataError
+from braintum.data.shards import filesystem, read_card
 from braintum.reporting import tables
 from braintum.reporting.canvas import Figure
-from braintum.reporting.comparison import comparison_table, limits
+from braintum.reporting.commands import commands, settings_files
+from braintum.reporting.comparison import comparison_table
 from braintum.reporting.figures import confusion, dice_by_class, fold_scores, training_curves
 from braintum.reporting.overlays import PREDICTED, TRUE, overlays
-from braintum.reporting.results import Results, read_results
+from braintum.reporting.results import Entry, Results, read_results
 from braintum.reporting.search_figures import parameter_effects, search_history
 from braintum.reporting.tables import Table
 from braintum.reporting.writers import macros, to_csv, to_latex, to_markdown
@@ -24,7 +26,7 @@ from braintum.reporting.writers import macros, to_csv, to_latex, to_markdown
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: words, then tables and figures."""
+    """A part of the page: words, then tables, then figures."""
 
     id: str
     title: str
@@ -41,21 +43,35 @@ def report(directory: str, out: str | None = None) -> str:
     """Writes the report of a run, a cross-validation or a study, and returns the URL of its report.html.
 
     `out` is a folder, `DIRECTORY/report` unless given; a report that is there is replaced. Beside the page: `tables/`
-    (CSV, Markdown, LaTeX for booktabs), `macros.tex`, `figures/` (PNG). Raises DataError for a directory without
-    results. Needs no dataset; without it the page has no pictures and says so.
+    (CSV, Markdown, LaTeX for booktabs), `macros.tex`, `figures/` (PNG), `settings/` and `space.yaml` (what the commands
+    on the page read). Raises DataError for a directory without results and for a folder that cannot be written; nothing
+    is written before everything is drawn. Needs no dataset; without it the page has no pictures and says so.
     """
     results = read_results(directory)
-    out = out or storage.join(directory, "report")
+    out = storage.resolve(out or storage.join(directory, "report"))
+    filesystem(out)  # refuses an unknown protocol
+    files = _files(results)
+    try:
+        for name, content in files.items():
+            storage.write_bytes(storage.join(out, name), content)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written: {error}; choose another --out") from None
+    return storage.join(out, "report.html")
+
+
+def _files(results: Results) -> dict[str, bytes]:
+    """The content of every file of a report, by its place in the report's folder; the page last."""
     sections = _sections(results)
+    settings = settings_files(results)
+    files = {name: content.encode() for name, content in settings.items()}
     for table in (table for section in sections for table in section.tables):
         for suffix, write in (("csv", to_csv), ("md", to_markdown), ("tex", to_latex)):
-            storage.write_bytes(storage.join(out, "tables", f"{table.name}.{suffix}"), write(table).encode())
+            files[f"tables/{table.name}.{suffix}"] = write(table).encode()
     for figure in (figure for section in sections for figure in section.figures):
-        storage.write_bytes(storage.join(out, "figures", f"{figure.name}.png"), figure.png)
-    storage.write_bytes(storage.join(out, "macros.tex"), macros(results).encode())
-    page = storage.join(out, "report.html")
-    storage.write_bytes(page, _render(results, sections).encode())
-    return page
+        files[f"figures/{figure.name}.png"] = figure.png
+    files["macros.tex"] = macros(results).encode()
+    files["report.html"] = _render(results, sections, settings).encode()
+    return files
 
 
 def _sections(results: Results) -> list[Section]:
@@ -66,8 +82,8 @@ def _sections(results: Results) -> list[Section]:
         Section(
             "results",
             "Results",
-            _caveats(results) + limits(results),
-            [tables.leaderboard(results)] if entries else [],
+            _caveats(results),
+            [tables.leaderboard(results), *([compared] if compared else [])],
             _present(fold_scores(results)),
         ),
         Section("pictures", "Pictures", [why_none] if why_none else [], [], _present(pictures)),
@@ -81,8 +97,6 @@ def _sections(results: Results) -> list[Section]:
         Section("metrics", "Every metric", [], [tables.every_metric(entry) for entry in entries], []),
         Section("training", "Training", [], [], training_curves(results)),
     ]
-    if compared:
-        sections[0].tables.append(compared)
     trials = tables.trials(results)
     if trials:
         figures = _present(search_history(results), parameter_effects(results))
@@ -92,37 +106,25 @@ def _sections(results: Results) -> list[Section]:
 
 def _caveats(results: Results) -> list[str]:
     """What a reader must know before believing the numbers."""
-    if not results.entries:
-        return ["No architecture finished a trial on all folds, so nothing was cross-validated."]
-    words = []
-    if results.study:
-        words.append(
-            "Each architecture's best configuration was trained again on every fold and scored on the part held out. "
-            "The search chose these configurations by their scores on the same folds, so the numbers lean to the "
-            "optimistic side; slices that no search has seen would tell by how much."
-        )
-    counts = [entry.summary["counts"] for entry in results.entries]
-    undefined = {entry.name: n for entry, c in zip(results.entries, counts, strict=True) if (n := c["hd_undefined"])}
-    if undefined:
-        named = ", ".join(f"{name} {n}" for name, n in undefined.items())
-        words.append(f"Tumour slices on which nothing was drawn have no Hausdorff distance (left out): {named}.")
-    if any(c["hd_other_unit"] for c in counts):
-        words.append("Distances are in mm; slices of unknown pixel spacing are left out of them.")
-    return words
+    if not results.study:
+        return []
+    return [
+        "Each architecture's best configuration was trained again on every fold and scored on the part held out. "
+        "The search chose these configurations by their scores on the same folds, so the numbers lean to the "
+        "optimistic side; slices that no search has seen would tell by how much."
+    ]
 
 
 def _search_words(results: Results) -> list[str]:
-    assert results.study is not None
-    summary = results.study.summary
-    counts = summary["trials"]
-    words = f"{counts['complete']} trials finished all folds, {counts['pruned']} were stopped early, "
+    counts = results.summary["trials"]
+    words = f"{counts['complete']} trials finished all folds, {counts['pruned']} were stopped early (pruned), "
     words += f"{counts['failed']} failed."
-    if summary.get("busy_share") is not None:
-        words += f" The places for trials were busy training {100 * summary['busy_share']:.0f} % of the time."
+    if results.summary["busy_share"] is not None:
+        words += f" The places for trials were busy training {100 * results.summary['busy_share']:.0f} % of the time."
     return [words]
 
 
-def _render(results: Results, sections: list[Section]) -> str:
+def _render(results: Results, sections: list[Section], settings: dict[str, str]) -> str:
     environment = Environment(
         loader=PackageLoader("braintum.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -130,7 +132,8 @@ def _render(results: Results, sections: list[Section]) -> str:
         results=results,
         sections=sections,
         facts=_facts(results),
-        settings=[(entry.name, yaml.safe_dump(entry.experiment, sort_keys=False)) for entry in results.entries],
+        settings=settings,
+        commands=commands(results),
         svg=lambda figure: Markup(figure.svg),  # noqa: S704 - drawn here, by matplotlib, which escapes text
         outline={"true": TRUE, "predicted": PREDICTED},
     )
@@ -138,36 +141,54 @@ def _render(results: Results, sections: list[Section]) -> str:
 
 def _facts(results: Results) -> dict[str, str]:
     """What the page says about itself at the top."""
-    facts = {"data": _data_words(results)}
-    if results.entries:
-        counts = results.entries[0].summary["counts"]
-        facts["slices scored"] = f"{counts['slices']:,}, {counts['with_tumour']:,} with tumour"
-        cases = results.entries[0].summary["cases"]
-        if cases:
-            facts["cases"] = f"{cases['cases']:,}"
-        facts["held out"] = _held_out(list(results.entries[0].summary["folds"]))
+    entry, card = results.entries[0], _card(results)
+    facts = {"data": f"{card.name if card else results.data_url}, digest {results.data_digest[:12]}"}
+    if card:
+        facts["in the data"] = _contents(card)
+    counts, cases = entry.summary["counts"], entry.summary["cases"]
+    with_tumour = "all" if counts["with_tumour"] == counts["slices"] else f"{counts['with_tumour']:,}"
+    facts["scored"] = f"{counts['slices']:,} slices, {with_tumour} with tumour"
+    if cases:
+        facts["scored"] += f", of {cases['cases']:,} cases"
+    facts["held out"] = _held_out(entry, card)
     if results.study:
         facts["trials"] = str(len(results.study.trials))
-        facts["time"] = _duration(results.study.summary["seconds"])
-        facts["versions"] = ", ".join(f"{k} {v}" for k, v in results.study.summary["versions"].items())
+    facts["time"] = _duration(results.summary["seconds"])
+    if "versions" in results.summary:
+        facts["trained with"] = ", ".join(f"{name} {number}" for name, number in results.summary["versions"].items())
+    facts["report made"] = f"{datetime.now(UTC):%Y-%m-%d} (UTC), by braintum {version('braintum')}"
     return facts
 
 
-def _data_words(results: Results) -> str:
+def _card(results: Results) -> Card | None:
+    """The card of the dataset, if that is still where it was."""
     try:
-        name = read_card(results.data_url).name
+        card = read_card(results.data_url)
     except (DataError, OSError):  # the page says so where the pictures would be
-        name = results.data_url
-    return f"{name}, digest {results.data_digest[:12]}"
+        return None
+    return card if card.digest == results.data_digest else None
 
 
-def _held_out(folds: list[str]) -> str:
-    return f"{len(folds)} folds: {', '.join(folds)}" if len(folds) > 1 else folds[0]
+def _contents(card: Card) -> str:
+    cases = "cases not known" if card.num_cases is None else f"{card.num_cases:,} cases"
+    folds = f", {len(card.slices_per_fold)} folds of their own" if card.slices_per_fold else ""
+    return f"{card.num_slices:,} slices, {cases}{folds}"
+
+
+def _held_out(entry: Entry, card: Card | None) -> str:
+    folds = list(entry.summary["folds"])
+    if len(folds) > 1:
+        return f"each of {len(folds)} folds in turn: {', '.join(folds)}"
+    if entry.about["fold"] is not None:
+        return f"fold {entry.about['fold']}"
+    groups = len(set(entry.predictions["group"].to_pylist()))
+    share = f", {100 * len(entry.predictions) / card.num_slices:.0f} % of the slices" if card else ""
+    return f"{groups:,} whole group{'s' if groups > 1 else ''}{share}"
 
 
 def _duration(seconds: float) -> str:
     hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
 
 
 def _present(*figures: Figure | None) -> list[Figure]:

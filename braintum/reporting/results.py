@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
 from braintum import storage
 from braintum.data.schema import DataError
+from braintum.data.shards import filesystem
 from braintum.evaluation.summary import summarise
 
 
@@ -17,19 +19,18 @@ from braintum.evaluation.summary import summarise
 class Entry:
     """One configuration and what it predicted for slices that it was not trained on.
 
-    `history` has a row per epoch and fold; `experiment` are the resolved settings.
+    `about` is its experiment.json: the resolved settings, `fold` and `folds`. `history` has a row per epoch and fold.
     """
 
     name: str
-    experiment: dict[str, Any]
+    about: dict[str, Any]
     predictions: pa.Table
     history: pa.Table
     summary: dict[str, Any]
 
     def metric(self, name: str) -> float | None:
         """The mean over folds."""
-        found = self.summary["over_folds"].get(name)
-        return None if found is None else found["mean"]
+        return mean_of(self.summary["over_folds"], name)
 
 
 @dataclass(frozen=True)
@@ -56,19 +57,19 @@ class Study:
     """A search: `history` has a row per trial and epoch (columns run, architecture, epoch, score, ...)."""
 
     about: dict[str, Any]
-    summary: dict[str, Any]
     trials: list[Trial]
     history: pa.Table
 
 
 @dataclass(frozen=True)
 class Results:
-    """A result directory. Entries are ranked: best Dice on tumour slices first, then best macro F1."""
+    """A result directory. `summary` is its summary.json, `entries` (one or more) stand best first."""
 
     url: str
     kind: Literal["run", "cross-validation", "study"]
     data_url: str
     data_digest: str
+    summary: dict[str, Any]
     entries: list[Entry]
     study: Study | None
 
@@ -78,53 +79,66 @@ class Results:
 
 
 def read_results(url: str) -> Results:
-    """Reads a result directory at any fsspec URL. Raises DataError where there is none, or an unfinished one."""
-    if storage.exists(storage.join(url, "study.json")):
-        return _read_study(url)
-    if not storage.exists(storage.join(url, "experiment.json")):
+    """Reads a result directory at any fsspec URL. Raises DataError: none there, unfinished or damaged."""
+    filesystem(url)  # refuses an unknown protocol
+    url = storage.resolve(url)
+    is_study = storage.exists(storage.join(url, "study.json"))
+    if not is_study and not storage.exists(storage.join(url, "experiment.json")):
         raise DataError(f"{url}: no experiment.json or study.json; give the --out of train, crossval or search")
     if not storage.exists(storage.join(url, "summary.json")):
         raise DataError(f"{url}: not finished, there is no summary.json; go on with --resume, then report")
-    entry = _read_entry(url, None)
-    kind: Literal["run", "cross-validation"] = "run" if _is_run(url) else "cross-validation"
-    data = storage.read_json(storage.join(url, "experiment.json"))["data"]
-    return Results(url, kind, data["url"], data["digest"], [entry], None)
+    return _read_study(url) if is_study else _read_training(url)
+
+
+def mean_of(over_folds: Mapping[str, Any], metric: str) -> float | None:
+    """A metric's mean, where `over_folds` of a summary has it."""
+    return over_folds[metric]["mean"] if metric in over_folds else None
+
+
+def standing(over_folds: Mapping[str, Any]) -> tuple[float, float]:
+    """Sorts the best first: by Dice on tumour slices, then by macro F1."""
+    dice, f1 = (mean_of(over_folds, metric) for metric in ("dice", "macro_f1"))
+    return 1 if dice is None else -dice, 1 if f1 is None else -f1
+
+
+def _read_training(url: str) -> Results:
+    entry = _read_entry(url)
+    summary = _read(storage.read_json, url, "summary.json")
+    kind: Literal["run", "cross-validation"] = "cross-validation" if "folds" in summary else "run"
+    data = entry.about["data"]
+    return Results(url, kind, data["url"], data["digest"], summary, [entry], None)
 
 
 def _read_study(url: str) -> Results:
-    about = storage.read_json(storage.join(url, "study.json"))
-    if not storage.exists(storage.join(url, "summary.json")):
-        raise DataError(f"{url}: not finished, there is no summary.json; go on with --resume, then report")
-    summary = storage.read_json(storage.join(url, "summary.json"))
-    entries = [
-        _read_entry(storage.join(url, "crossval", architecture), architecture)
-        for architecture in summary["best"]
-        if storage.exists(storage.join(url, "crossval", architecture, "summary.json"))
-    ]
+    about = _read(storage.read_json, url, "study.json")
+    summary = _read(storage.read_json, url, "summary.json")
+    entries = [_read_entry(storage.join(url, "crossval", architecture)) for architecture in summary["best"]]
     trials = [
         Trial(**{**row, "params": json.loads(row["params"])})
-        for row in storage.read_table(storage.join(url, "trials.parquet")).select(_TRIAL_COLUMNS).to_pylist()
+        for row in _read(storage.read_table, url, "trials.parquet").select(_TRIAL_COLUMNS).to_pylist()
     ]
-    study = Study(about, summary, trials, storage.read_table(storage.join(url, "history.parquet")))
-    ranked = sorted(entries, key=lambda entry: (-(entry.metric("dice") or -1), -(entry.metric("macro_f1") or -1)))
-    return Results(url, "study", about["data"]["url"], about["data"]["digest"], ranked, study)
+    study = Study(about, trials, _read(storage.read_table, url, "history.parquet"))
+    ranked = sorted(entries, key=lambda entry: standing(entry.summary["over_folds"]))
+    return Results(url, "study", about["data"]["url"], about["data"]["digest"], summary, ranked, study)
 
 
 _TRIAL_COLUMNS = ["number", "architecture", "state", "score", "folds_done", "epochs", "seconds", "params"]
 
 
-def _read_entry(url: str, name: str | None) -> Entry:
-    experiment = storage.read_json(storage.join(url, "experiment.json"))["experiment"]
-    predictions = storage.read_table(storage.join(url, "predictions.parquet"))
-    return Entry(
-        name or experiment["model"]["name"],
-        experiment,
-        predictions,
-        storage.read_table(storage.join(url, "history.parquet")),
-        summarise(predictions),
-    )
+def _read_entry(url: str) -> Entry:
+    about = _read(storage.read_json, url, "experiment.json")
+    predictions = _read(storage.read_table, url, "predictions.parquet")
+    history = _read(storage.read_table, url, "history.parquet")
+    return Entry(about["experiment"]["model"]["name"], about, predictions, history, summarise(predictions))
 
 
-def _is_run(url: str) -> bool:
-    """A run's summary names its one fold; a cross-validation's has all of them."""
-    return "folds" not in storage.read_json(storage.join(url, "summary.json"))
+_T = TypeVar("_T")
+
+
+def _read(reader: Callable[[str], _T], url: str, file: str) -> _T:
+    """Raises DataError for a file that is missing or damaged."""
+    place = storage.join(url, file)
+    try:
+        return reader(place)
+    except (OSError, ValueError) as error:  # Arrow's and JSON's errors are ValueErrors
+        raise DataError(f"{place}: cannot be read, so there is nothing to report: {error}") from None

@@ -50,8 +50,11 @@ def search_history(results: Results) -> Figure | None:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         canvas.legend(loc="outside upper left", ncols=4, handletextpad=0.2)
 
-    note = "Dots: trials that finished all folds; crosses: stopped early. Lines on the left: the best so far."
-    return draw("search_history", "Search", note, (8.6, 3.3), paint)
+    note = (
+        "Left: dots are trials that finished all folds, crosses were stopped early, lines are the best so far. Right: "
+        "a line is a trial; the score falls where the next fold begins."
+    )
+    return draw("search_history", "Scores of the trials", note, (8.6, 3.3), paint)
 
 
 def parameter_effects(results: Results) -> Figure | None:
@@ -75,9 +78,12 @@ def parameter_effects(results: Results) -> Figure | None:
             row[0].set_ylabel("selection score")
         for axes in grid.flat[len(paths) :]:
             axes.set_visible(False)
+        for architecture in dict.fromkeys(t.architecture for t in scored):
+            grid[0, 0].plot([], [], "s", color=colours[architecture], label=architecture)
+        canvas.legend(loc="outside upper left", ncols=4, handletextpad=0.2)
 
-    note = "Filled: trials that finished all folds; hollow: stopped early, at the score they had."
-    size = (2.3 * columns + 0.4, 2.1 * math.ceil(len(paths) / columns))
+    note = "A dot is a trial: filled if it finished all folds, hollow if stopped early, at the score it had."
+    size = (2.3 * columns + 0.4, 2.1 * math.ceil(len(paths) / columns) + 0.3)
     return draw("parameters", "Settings tried", note, size, paint)
 
 
@@ -96,6 +102,8 @@ def _scatter(axes: Axes, path: str, trials: Sequence[Trial], colours: dict[str, 
         axes.set_xlim(-0.5, len(names) - 0.5)
     elif min(values) > 0 and max(values) / min(values) > 20:
         axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.set_title(path)
     axes.grid(axis="y")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from braintum.reporting.results import Entry, Results
@@ -15,7 +15,14 @@ LABELS = {
     "weighted_f1": "Weighted F1", "auroc": "AUROC", "sensitivity": "Sensitivity", "specificity": "Specificity",
     "precision": "Precision", "f1": "F1", "both_right": "Both right",
 }  # fmt: skip
-SMALLER_IS_BETTER = frozenset(("hd", "hd95", "false_mask_rate"))
+MEANINGS = {
+    "dice": "Dice is over slices with tumour.",
+    "hd95": "HD95, the 95th percentile of the Hausdorff distance, is over slices with tumour; smaller is better.",
+    "false_mask_rate": "False masks: the share of slices without tumour on which one was drawn.",
+    "both_right": "Both right: the share of slices with the correct class and a Dice of 0.5 or more.",
+}
+DISTANCES = frozenset(("hd", "hd95"))
+SMALLER_IS_BETTER = DISTANCES | {"false_mask_rate"}
 LEADERBOARD = ("dice", "hd95", "dice_all", "false_mask_rate", "accuracy", "macro_f1", "auroc", "both_right")
 PER_CLASS = ("precision", "sensitivity", "specificity", "f1", "auroc", "dice", "hd95", "false_mask_rate")
 SIGNED = ("difference", "95 % low", "95 % high")
@@ -48,13 +55,12 @@ class Table:
     columns: list[str]
     rows: list[list[Cell]]
     note: str = ""
-    units: dict[str, str] = field(default_factory=dict)
+    hd_unit: str | None = None
     compared: bool = False
     metric_rows: bool = False
 
     def heading(self, column: str) -> str:
-        unit = self.units.get(column)
-        return LABELS.get(column, column) + (f" ({unit})" if unit else "")
+        return heading(column, self.hd_unit)
 
     def words(self, i: int, j: int) -> str:
         """A cell for people."""
@@ -80,11 +86,18 @@ class Table:
             known = {i: value for i, value in values.items() if value is not None}
             if column not in LABELS or not known:
                 continue
+            if column in DISTANCES and "/" in (self.hd_unit or ""):  # mm and px do not compare
+                continue
             best = text((min if column in SMALLER_IS_BETTER else max)(known.values()), column)
             shared = {i for i, value in known.items() if text(value, column) == best}  # as far as is shown
             if len(shared) < len(known):
                 marked |= {(i, j) for i in shared}
         return marked
+
+
+def heading(column: str, hd_unit: str | None) -> str:
+    """A metric for people, distances with their unit; other columns are called what they are."""
+    return LABELS.get(column, column) + (f" ({hd_unit})" if hd_unit and column in DISTANCES else "")
 
 
 def text(cell: Cell, column: str = "") -> str:
@@ -96,27 +109,41 @@ def text(cell: Cell, column: str = "") -> str:
     if isinstance(cell, float):
         if column == P_VALUE:
             return "< 0.001" if cell < 0.001 else f"{cell:.3f}"
-        decimals = 1 if column in ("hd", "hd95") else 3
+        decimals = 1 if column in DISTANCES else 3
         rounded = round(cell, decimals) + 0.0  # no negative zero
         sign = "+" if column in SIGNED and rounded > 0 else ""
         return f"{sign}{rounded:.{decimals}f}".replace("-", "−")
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
+def shown(over_folds: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The metrics of a leaderboard, of all that the `over_folds` of summaries hold."""
+    found = {metric for metrics in over_folds for metric in metrics}
+    if "false_mask_rate" not in found:
+        found.discard("dice_all")  # no slice without tumour: the same as Dice
+    return [metric for metric in LEADERBOARD if metric in found]
+
+
 def leaderboard(results: Results) -> Table:
     """One row a configuration, means ± SD over folds (of a run: its values)."""
-    several = len(results.entries[0].summary["folds"]) > 1 if results.entries else False
-    present = [m for m in LEADERBOARD if any(m in entry.summary["over_folds"] for entry in results.entries)]
-    if not any(entry.summary["counts"]["without_tumour"] for entry in results.entries):
-        present = [metric for metric in present if metric != "dice_all"]  # the same as Dice
+    entries = results.entries
+    present = shown(entry.summary["over_folds"] for entry in entries)
     rows: list[list[Cell]] = [
-        [entry.name, *(_mean_sd(entry.summary["over_folds"].get(metric)) for metric in present)]
-        for entry in results.entries
+        [entry.name, *(mean_sd(entry.summary["over_folds"].get(metric)) for metric in present)] for entry in entries
     ]
-    note = "Mean ± SD over folds. " if several else "One held-out part. "
-    note += "Dice and HD95 are over slices with tumour."
+    several = len(entries[0].summary["folds"]) > 1
+    notes = ["Mean ± SD over folds."] if several else ["Scored once, on the slices held out."]
+    notes += [words for metric, words in MEANINGS.items() if metric in present]
+    undefined = {entry.name: n for entry in entries if (n := entry.summary["counts"]["hd_undefined"])}
+    if undefined:
+        named = ", ".join(f"{name} {n}" for name, n in undefined.items())
+        notes.append(f"Tumour slices on which nothing was drawn have no distance and are left out of it: {named}.")
+    if len(entries) > 1:
+        notes.append("The best of a column is in bold.")
     title = "Leaderboard" if len(rows) > 1 else "Results"
-    return Table("leaderboard", title, ["architecture", *present], rows, note, _units(results.entries), compared=True)
+    columns = ["architecture", *present]
+    unit = unit_of(entry.summary["hd_unit"] for entry in entries)
+    return Table("leaderboard", title, columns, rows, " ".join(notes), unit, compared=True)
 
 
 def every_metric(entry: Entry) -> Table:
@@ -129,21 +156,20 @@ def every_metric(entry: Entry) -> Table:
     for metric, over_slices in summary["metrics"].items():
         row: list[Cell] = [metric, *(values.get(metric) for values in folds.values())] if several else [metric]
         if several:
-            row.append(_mean_sd(summary["over_folds"][metric]))
-        row.append(_mean_sd(over_slices))
+            row.append(mean_sd(summary["over_folds"][metric]))
+        row.append(mean_sd(over_slices))
         if cases:
-            row.append(_mean_sd(cases["metrics"].get(metric)))
+            row.append(mean_sd(cases["metrics"].get(metric)))
         rows.append(row)
     columns = ["metric", *(f"fold {name}" for name in folds), "over folds"] if several else ["metric"]
     columns += ["over slices", "over cases"] if cases else ["over slices"]
-    note = f"Mean ± SD. Slices: {summary['counts']['slices']:,}, all folds together."
+    note = "Each fold, mean ± SD over folds, and mean ± SD over all " if several else "Mean ± SD over "
+    note += f"{summary['counts']['slices']:,} slices."
     if cases:
-        note += (
-            f" Cases: {cases['cases']:,}; a case has the mean of its slices and the class of their mean probability."
-        )
+        note += f" {cases['cases']:,} cases: a case has the mean of its slices and the class of their mean probability."
     if cases and cases["mixed_cases"]:
         note += f" {cases['mixed_cases']} with slices of several classes are in no classification score."
-    return Table(f"metrics_{entry.name}", entry.name, columns, rows, note, _units([entry]), metric_rows=True)
+    return Table(f"metrics_{entry.name}", entry.name, columns, rows, note, summary["hd_unit"], metric_rows=True)
 
 
 def classes(entry: Entry) -> Table | None:
@@ -155,7 +181,10 @@ def classes(entry: Entry) -> Table | None:
     rows: list[list[Cell]] = [
         [name, values["slices"], *(values[metric] for metric in present)] for name, values in by_class.items()
     ]
-    return Table(f"classes_{entry.name}", entry.name, ["class", "slices", *present], rows, units=_units([entry]))
+    undefined = any(cell is None for row in rows for cell in row)
+    note = "–: not defined, as the precision of a class that was never predicted." if undefined else ""
+    columns = ["class", "slices", *present]
+    return Table(f"classes_{entry.name}", entry.name, columns, rows, note, entry.summary["hd_unit"])
 
 
 def trials(results: Results, most: int = 8) -> Table | None:
@@ -167,7 +196,7 @@ def trials(results: Results, most: int = 8) -> Table | None:
     rows: list[list[Cell]] = []
     for architecture in dict.fromkeys([*(entry.name for entry in results.entries), *(t.architecture for t in every)]):
         of_it = [trial for trial in every if trial.architecture == architecture]
-        for t in sorted(of_it, key=lambda t: (t.state != "complete", -1 if t.score is None else -t.score))[:most]:
+        for t in sorted(of_it, key=lambda t: (t.state != "complete", 1 if t.score is None else -t.score))[:most]:
             about: list[Cell] = [architecture, str(t.number), t.state, t.score, t.folds_done, t.epochs]
             rows.append(about + [_setting(t.params.get(path)) for path in varied])
     note = (
@@ -180,14 +209,15 @@ def trials(results: Results, most: int = 8) -> Table | None:
                  rows, note)  # fmt: skip
 
 
-def _setting(value: Any) -> str:
-    """The value of a searched setting; empty where a trial has no such setting."""
+def _setting(value: Any) -> str | None:
+    """The value of a searched setting; None where a trial has no such setting."""
     if value is None:
-        return ""
+        return None
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _mean_sd(found: dict[str, Any] | None) -> Cell:
+def mean_sd(found: Mapping[str, Any] | None) -> MeanSD | None:
+    """A metric of a summary's `metrics` or `over_folds` as a cell."""
     return None if found is None or found["mean"] is None else MeanSD(found["mean"], found["sd"])
 
 
@@ -197,7 +227,6 @@ def _value(cell: Cell) -> float | None:
     return cell if isinstance(cell, float) else None
 
 
-def _units(entries: Iterable[Entry]) -> dict[str, str]:
-    """The unit of distances, where all entries agree; otherwise both are named."""
-    units = sorted({unit for entry in entries if (unit := entry.summary["hd_unit"]) is not None})
-    return {"hd": "/".join(units), "hd95": "/".join(units)} if units else {}
+def unit_of(hd_units: Iterable[str | None]) -> str | None:
+    """The unit of distances that those of several summaries agree in; both, as mm/px, where they differ."""
+    return "/".join(sorted({unit for unit in hd_units if unit is not None})) or None

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
+from collections.abc import Iterable
+from itertools import count
 
 from braintum.reporting.results import Results
-from braintum.reporting.tables import PER_CLASS, Cell, MeanSD, Table, text
+from braintum.reporting.tables import LABELS, Cell, MeanSD, Table, text
 
 
 def to_csv(table: Table) -> str:
@@ -55,42 +58,54 @@ def to_latex(table: Table) -> str:
 def macros(results: Results) -> str:
     r"""One macro a number, such as `\btJointUnetDiceMean`; units are left to the text around them.
 
-    Raises ValueError if two numbers would get one name.
+    A comment above each fold's and class's macros says whose they are: `_spelled` may have had to number them.
     """
-    numbers: dict[str, str] = {}
+    lines: list[str] = []
 
-    def add(value: float | None, column: str, *words: str) -> None:
-        if value is None:
-            return
-        name = "bt" + "".join(_camel(word) for word in words)
-        if name in numbers:
-            raise ValueError(f"macros.tex: two numbers would be called \\{name}; rename a class or an architecture")
-        numbers[name] = text(float(value), column)
+    def add(value: float | None, metric: str, *words: str) -> None:
+        if value is not None:
+            lines.append(rf"\newcommand{{\bt{''.join(words)}}}{{{text(float(value), metric)}}}")
 
     for entry in results.entries:
-        summary = entry.summary
+        summary, architecture = entry.summary, _camel(entry.name)
         for metric, found in summary["over_folds"].items():
-            add(found["mean"], metric, entry.name, metric, "mean")
-            add(found["sd"], metric, entry.name, metric, "sd")
-        for fold, values in summary["folds"].items():
-            for metric, value in values.items():
-                add(value, metric, entry.name, "fold", fold, metric)
-        for name, values in summary["classes"].items():
-            for metric in PER_CLASS:
-                add(values[metric], metric, entry.name, "class", name, metric)
-    lines = [rf"\newcommand{{\{name}}}{{{value}}}" for name, value in numbers.items()]
+            add(found["mean"], metric, architecture, _camel(metric), "Mean")
+            add(found["sd"], metric, architecture, _camel(metric), "Sd")
+        for kind, groups in (("fold", summary["folds"]), ("class", summary["classes"])):
+            for name, word in _spelled(groups).items():
+                lines.append(" ".join(f"% {entry.name}, {kind} {name}".split()))
+                for metric, value in groups[name].items():
+                    if metric in LABELS:
+                        add(value, metric, architecture, _camel(kind), word, _camel(metric))
     return "\n".join(lines) + "\n"
 
 
+def _spelled(names: Iterable[str]) -> dict[str, str]:
+    """Each name in ASCII letters, no two alike: with a number behind it (of a name without any, alone) where needed.
+
+    No word ends in Pixel, so that a word and `accuracy` never read as another and `pixel_accuracy`.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        word = _camel(name)
+        numbered = (word if n == 1 and word else word + _camel(str(n)) for n in count(1))
+        found[name] = next(x for x in numbered if x not in found.values() and not x.endswith("Pixel"))
+    return found
+
+
 def _camel(word: str) -> str:
-    """`joint_unet` as JointUnet, `hd95` as HdNineFive: a macro's name has letters only."""
+    """`joint_unet` as JointUnet, `hd95` as HdNineFive, `méningiome` as Meningiome; letters of no use are dropped."""
     digits = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
-    spelled = re.sub(r"\d", lambda match: f" {digits[int(match.group())]} ", word)
+    plain = unicodedata.normalize("NFKD", word).encode("ascii", "ignore").decode()
+    spelled = re.sub(r"\d", lambda match: f" {digits[int(match.group())]} ", plain)
     return "".join(part[0].upper() + part[1:] for part in re.findall(r"[A-Za-z]+", spelled))
 
 
+_LATEX = str.maketrans({
+    **{character: f"\\{character}" for character in "&%_#${}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "−": "$-$", "<": "$<$", ">": "$>$",
+})  # fmt: skip
+
+
 def _latex(words: str) -> str:
-    for plain, escaped in (("\\", r"\textbackslash "), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"),
-                           ("$", r"\$"), ("±", r"$\pm$"), ("–", "--"), ("−", "$-$"), ("<", "$<$")):  # fmt: skip
-        words = words.replace(plain, escaped)
-    return words
+    return words.translate(_LATEX)

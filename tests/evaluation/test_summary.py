@@ -7,9 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from braintum.data.schema import DataError
 from braintum.evaluation.predict import prediction_schema
 from braintum.evaluation.statistics import paired_difference
-from braintum.evaluation.summary import METRICS, metric_values, summarise
+from braintum.evaluation.summary import METRICS, summarise
 
 CLASSES = ("glioma", "no_tumor")
 
@@ -66,17 +67,15 @@ def test_an_undefined_distance_is_counted_and_not_averaged_in() -> None:
     summary = summarise(TWO_FOLDS)
     assert summary["metrics"]["hd"] == {"mean": 5.0, "sd": 0.0, "n": 2}
     assert summary["counts"] == {
-        "slices": 5, "with_tumour": 3, "without_tumour": 2, "hd_undefined": 1, "hd_other_unit": 0,
+        "slices": 5, "with_tumour": 3, "without_tumour": 2, "hd_undefined": 1,
     }  # fmt: skip
     assert summary["hd_unit"] == "px"
 
 
 def test_millimetres_and_pixels_are_never_averaged_together() -> None:
-    mixed = table(tumour("a", "1", 0.8, hd=3.0, hd_unit="mm"), tumour("b", "1", 0.7, hd=50.0))
-    summary = summarise(mixed)
-    assert summary["hd_unit"] == "mm"
-    assert summary["metrics"]["hd"]["mean"] == 3.0
-    assert summary["counts"]["hd_other_unit"] == 1
+    mixed = table(tumour("a", "1", 0.8, hd=3.0, hd_unit="mm"), tumour("b", "2", 0.7, hd=50.0))
+    with pytest.raises(DataError, match="in mm and in px"):
+        summarise(mixed)
 
 
 def test_shares_and_classes() -> None:
@@ -128,11 +127,11 @@ def test_a_case_has_the_class_of_its_mean_probability() -> None:
 
 def test_only_metrics_of_the_task() -> None:
     unknown = {"predicted": None, "probability_glioma": None, "probability_no_tumor": None, "both_right": None}
-    segmenter = metric_values(table(tumour("a", "1", 0.8, **unknown)))
+    segmenter = summarise(table(tumour("a", "1", 0.8, **unknown)))["metrics"]
     assert set(segmenter) == {"dice", "dice_all", "iou", "pixel_accuracy", "hd", "hd95"}
     drawn = ("dice", "iou", "pixel_accuracy", "hd", "hd95", "hd_unit", "false_mask", "both_right")
     rows = [tumour("a", "1", 0.8), healthy("b", "1", false_mask=False)]
-    classifier = metric_values(table(*({**known, **dict.fromkeys(drawn)} for known in rows)))
+    classifier = summarise(table(*({**known, **dict.fromkeys(drawn)} for known in rows)))["metrics"]
     assert set(classifier) == {
         "accuracy", "macro_f1", "weighted_f1", "auroc", "sensitivity", "specificity",
     }  # fmt: skip
@@ -149,17 +148,21 @@ def test_a_difference_is_paired_over_cases() -> None:
         return table(*(tumour(name, "1", 0.5 + 0.01 * case + offset, case=f"case {case}") for name, case in named))
 
     found = paired_difference(predictions(0.1), predictions(0.0), "dice")
+    assert found is not None
     assert (found.unit, found.num_units, found.num_slices) == ("case", 8, 24)
     assert found.difference == pytest.approx(0.1)
     assert found.low == pytest.approx(0.1)
     assert found.p == found.least_p == pytest.approx(2 / 2**8)
     same = paired_difference(predictions(0.1), predictions(0.1), "dice")
+    assert same is not None
     assert (same.difference, same.p) == (0, 1)
+    assert paired_difference(predictions(0.1), TWO_FOLDS, "dice") is None  # no slice in both
 
 
 def test_without_cases_folds_alone_cannot_decide() -> None:
     first = table(*(tumour(f"{fold}{i}", fold, 0.9) for fold in "1234" for i in range(50)))
     second = table(*(tumour(f"{fold}{i}", fold, 0.5 + 0.01 * int(fold)) for fold in "1234" for i in range(50)))
     found = paired_difference(first, second, "dice")
+    assert found is not None
     assert (found.unit, found.num_units) == ("group", 4)
     assert found.p == found.least_p == 0.125

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+import yaml
 
 from braintum import storage
 from braintum.config import Experiment
@@ -15,10 +16,21 @@ from braintum.data.folds import held_out_folds
 from braintum.data.ingest.phantom import ingest_phantom
 from braintum.data.table import SliceTable, load_table
 from braintum.evaluation.summary import summarise
+from braintum.reporting.html import report
 from braintum.training.run import RunSpec, about_run, prepare_out, run
+from braintum.tuning.space import SearchSpace
 
 FOLDS, EPOCHS = 2, 2
 ARCHITECTURES = ("unet", "joint_unet", "classifier")
+SPACE = {
+    "name": "three_small_ones", "architectures": list(ARCHITECTURES), "base": "fast", "folds": FOLDS, "trials": 15,
+    "overrides": {"data.image_size": 32, "optim.clip_norm": None}, "scheduler": {"name": "none"},
+    "parameters": {
+        "optim.lr": {"log_uniform": [1e-4, 1.0]},
+        "loss.segmentation": {"choice": ["bce_dice", "dice_ce"], "when": {"tasks": ["segmentation", "both"]}},
+        "model.depth": {"int": [1, 2], "when": {"model.name": "unet"}},
+    },
+}  # fmt: skip
 
 
 def small(architecture: str) -> Experiment:
@@ -30,8 +42,8 @@ def small(architecture: str) -> Experiment:
     )  # fmt: skip
 
 
-def write_run(experiment: Experiment, data_url: str, table: SliceTable, out: str, fold: str) -> None:
-    spec = RunSpec.of(experiment, data_url, out, fold, FOLDS)
+def write_run(experiment: Experiment, data_url: str, table: SliceTable, out: str, fold: str | None) -> None:
+    spec = RunSpec.of(experiment, data_url, out, fold, FOLDS if fold else None)
     prepare_out(spec.out, about_run(spec, table.digest), resume=False)
     for _ in run(spec, table):
         pass
@@ -45,15 +57,23 @@ def write_crossval(experiment: Experiment, data_url: str, table: SliceTable, out
     for file in ("history.parquet", "predictions.parquet"):
         joined = pa.concat_tables([storage.read_table(storage.join(part, file)) for part in parts])
         storage.write_table(storage.join(out, file), joined)
-    data = {"url": data_url, "digest": table.digest}
-    storage.write_json(storage.join(out, "experiment.json"), {"experiment": experiment.to_dict(), "data": data})
+    whole = RunSpec.of(experiment, data_url, out, None, FOLDS)
+    about = about_run(whole, table.digest)
+    storage.write_json(storage.join(out, "experiment.json"), about)
     summary = summarise(storage.read_table(storage.join(out, "predictions.parquet")))
-    storage.write_json(storage.join(out, "summary.json"), summary | {"data": data})
+    storage.write_json(
+        storage.join(out, "summary.json"),
+        summary | {"architecture": experiment.model.name, "seconds": 2.0, "data": about["data"]},
+    )
 
 
 def write_study(data_url: str, table: SliceTable, out: str) -> None:
     data = {"url": data_url, "digest": table.digest}
-    about = {"space": {"name": "three small ones"}, "data": data}
+    file = Path(out).with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(SPACE))
+    space = SearchSpace.load(file)
+    settings = space.model_dump(mode="json", exclude={"trials", "resources"})
+    about = {"space": settings, "digest": space.digest, "data": data}
     storage.write_json(storage.join(out, "study.json"), about)
     trials, history = [], []
     for a, architecture in enumerate(ARCHITECTURES):
@@ -73,7 +93,11 @@ def write_study(data_url: str, table: SliceTable, out: str) -> None:
             ]
     storage.write_table(storage.join(out, "trials.parquet"), pa.Table.from_pylist(trials))
     storage.write_table(storage.join(out, "history.parquet"), pa.Table.from_pylist(history))
-    best = {name: {"trial": 4, "score": 0.5, "experiment": small(name).to_dict()} for name in ARCHITECTURES}
+    best = {}
+    for name in ARCHITECTURES:
+        found = storage.read_json(storage.join(out, "crossval", name, "summary.json"))
+        result = {"crossval": found["over_folds"], "hd_unit": found["hd_unit"]}
+        best[name] = {"trial": 4, "score": 0.5, "experiment": small(name).to_dict(), **result}
     counts = {"complete": 9, "pruned": 6, "failed": 0}
     versions = {"torch": torch.__version__}
     summary = {"trials": counts, "best": best, "busy_share": 0.9, "seconds": 75.0, "data": data, "versions": versions}
@@ -101,6 +125,11 @@ def study(phantom: str, table: SliceTable) -> Path:
 
 
 @pytest.fixture(scope="session")
+def study_report(study: Path) -> Path:
+    return Path(report(str(study)))
+
+
+@pytest.fixture(scope="session")
 def crossval(study: Path) -> Path:
     return study / "crossval" / "joint_unet"
 
@@ -108,3 +137,11 @@ def crossval(study: Path) -> Path:
 @pytest.fixture(scope="session")
 def single_run(crossval: Path) -> Path:
     return crossval / "fold-1"
+
+
+@pytest.fixture(scope="session")
+def split_run(phantom: str, table: SliceTable) -> Path:
+    """A run that no fold was named for."""
+    out = Path(phantom).parent / "split"
+    write_run(small("joint_unet"), phantom, table, str(out), None)
+    return out

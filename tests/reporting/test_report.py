@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from braintum import storage
+from braintum.config import Experiment
 from braintum.data.schema import DataError
 from braintum.reporting.html import report
 from braintum.reporting.results import read_results
+from braintum.tuning.space import SearchSpace
 
 
 class Page(HTMLParser):
-    """Checks that tags are closed, and gathers headings, links out and text."""
+    """Checks that tags are closed, and gathers headings, facts at the top, links out and text."""
 
     VOID = frozenset(("meta", "br", "img", "link", "hr", "input"))
 
@@ -30,6 +34,7 @@ class Page(HTMLParser):
         self.headings: list[str] = []
         self.sources: list[str] = []
         self.text = ""
+        self.facts: dict[str, str] = {}
         self.feed(text)
         self.close()
         assert self.open == []
@@ -50,11 +55,10 @@ class Page(HTMLParser):
             self.headings.append(data)
         if "style" not in self.open:
             self.text += data
-
-
-@pytest.fixture(scope="session")
-def study_report(study: Path) -> Path:
-    return Path(report(str(study)))
+        if "dt" in self.open:
+            self.facts[data] = ""
+        if "dd" in self.open:
+            self.facts[list(self.facts)[-1]] += data
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +72,18 @@ def test_a_study_has_all_its_parts(study_report: Path, page: Page) -> None:
     assert page.headings == [
         "Results", "Pictures", "Classes", "Every metric", "Training", "Search", "Settings",
     ]  # fmt: skip
-    for words in ("three small ones", "joint_unet", "Wilcoxon", "± ", "mm", "selection score"):
+    for words in (
+        "three_small_ones",
+        "48 slices, 16 cases",
+        "each of 2 folds in turn: 1, 2",
+        "torch 2.",
+        "(UTC)",
+        "joint_unet",
+        "Wilcoxon",
+        "± ",
+        "mm",
+        "selection score",
+    ):
         assert words in page.text
 
 
@@ -113,12 +128,43 @@ def test_every_table_comes_in_three_forms(study_report: Path) -> None:
 
 
 def test_macros_are_latex_names_once_each(study_report: Path) -> None:
-    lines = (study_report.parent / "macros.tex").read_text().splitlines()
+    names = macro_names(study_report.parent)
+    assert {"btJointUnetDiceMean", "btUnetHdNineFiveSd", "btUnetFoldOneDice"} <= names
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # no font for 脑膜瘤 here
+def test_any_class_and_fold_has_macros_of_its_own(crossval: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "renamed"
+    shutil.copytree(crossval, copy)
+    place = str(copy / "predictions.parquet")
+    predictions = storage.read_table(place)
+    old = [name.removeprefix("probability_") for name in predictions.schema.names if name.startswith("probability_")]
+    new = ["glioma_1", "glioma-1", "脑膜瘤", "垂体瘤 50 % $_2$"][: len(old)]
+    assert len(new) == len(old) > 2
+    spelled = dict(zip(old, new, strict=True)) | {"1": "a", "2": "a_pixel"}
+    renamed = {name: "probability_" + spelled[name.removeprefix("probability_")] for name in predictions.schema.names
+               if name.startswith("probability_")}  # fmt: skip
+    predictions = predictions.rename_columns([renamed.get(name, name) for name in predictions.schema.names])
+    for column in ("label", "predicted", "fold"):
+        values = [spelled.get(value) for value in predictions[column].to_pylist()]
+        at = predictions.schema.get_field_index(column)
+        predictions = predictions.set_column(at, column, pa.array(values, pa.string()))
+    storage.write_table(place, predictions)
+    out = Path(report(str(copy))).parent
+    names = macro_names(out)
+    classes = {match.group(1) for name in names if (match := re.search(r"Class(\w+)Sensitivity", name))}
+    assert len(classes) == len(old)
+    assert {"GliomaOne", "GliomaOneTwo"} <= classes
+    assert "% joint_unet, class 脑膜瘤" in (out / "macros.tex").read_text()
+
+
+def macro_names(out: Path) -> set[str]:
+    """The names in macros.tex: letters only, no two alike."""
+    lines = [line for line in (out / "macros.tex").read_text().splitlines() if not line.startswith("% ")]
     found = [re.fullmatch(r"\\newcommand\{\\(bt[A-Za-z]+)\}\{-?[\d.]+\}", line) for line in lines]
-    assert all(found)
     names = [match.group(1) for match in found if match]
-    assert len(names) == len(set(names))
-    assert {"btJointUnetDiceMean", "btUnetHdNineFiveSd", "btUnetFoldOneDice"} <= set(names)
+    assert len(lines) == len(names) == len(set(names))
+    return set(names)
 
 
 def test_figures_are_pictures(study_report: Path) -> None:
@@ -143,6 +189,55 @@ def test_a_run(single_run: Path, tmp_path: Path) -> None:
     page = Page(Path(report(str(single_run), str(tmp_path / "report"))).read_text())
     assert "Pictures" in page.headings
     assert "±" not in (tmp_path / "report" / "tables" / "leaderboard.md").read_text()
+    assert page.facts["held out"] == "fold 1"
+
+
+def test_a_run_without_a_fold_says_what_was_held_out(split_run: Path) -> None:
+    page = Page(Path(report(str(split_run))).read_text())
+    assert page.facts["held out"] == "4 whole groups, 25 % of the slices"
+    assert "held-out" not in page.text
+
+
+def test_what_a_report_says_makes_its_results_again(study: Path, study_report: Path, page: Page) -> None:
+    out = study_report.parent
+    about = storage.read_json(str(study / "study.json"))
+    space = SearchSpace.load(out / "space.yaml")
+    assert (space.digest, space.trials) == (about["digest"], 15)
+    assert f"braintum search space.yaml --data {about['data']['url']} --out {study}-again" in page.text
+    for name in ("unet", "joint_unet", "classifier"):
+        trained = storage.read_json(str(study / "crossval" / name / "experiment.json"))
+        assert Experiment.load(out / "settings" / f"{name}.yaml").to_dict() == trained["experiment"]
+        assert f"braintum crossval --config settings/{name}.yaml --folds 2 --data" in page.text
+
+
+def test_the_command_of_a_run_names_its_fold(single_run: Path, phantom: str, tmp_path: Path) -> None:
+    text = Page(Path(report(str(single_run), str(tmp_path / "report"))).read_text()).text
+    command = next(line for line in text.splitlines() if line.startswith("braintum train"))
+    assert shlex.split(command)[2:] == [
+        "--config", "settings/joint_unet.yaml", "--fold", "1", "--folds", "2", "--data", phantom,
+        "--out", f"{single_run}-again",
+    ]  # fmt: skip
+
+
+def test_a_failure_leaves_no_part_of_a_report(study: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "damaged"
+    shutil.copytree(study, copy, ignore=shutil.ignore_patterns("report"))
+    summary = storage.read_json(str(copy / "summary.json"))
+    storage.write_json(str(copy / "summary.json"), {**summary, "seconds": None})
+    with pytest.raises(TypeError):
+        report(str(copy))
+    (copy / "trials.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"trials\.parquet: cannot be read"):
+        report(str(copy))
+    assert not (copy / "report").exists()
+
+
+def test_where_nothing_can_be_read_or_written_is_said(crossval: Path) -> None:
+    with pytest.raises(DataError, match="choose another --out"):
+        report(str(crossval), str(crossval / "summary.json"))
+    for directory, out in (("nosuch://bucket/study", None), (str(crossval), "nosuch://bucket/report")):
+        with pytest.raises(DataError, match="nosuch"):
+            report(directory, out)
 
 
 def test_entries_are_ranked_by_dice(study: Path) -> None:

@@ -1,0 +1,65 @@
+"""The commands that make results again, and the files that they need: from what the result files hold, no more."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import yaml
+
+from braintum.reporting.results import Entry, Results
+
+SPACE = "space.yaml"
+
+
+def settings_files(results: Results) -> dict[str, str]:
+    """YAML by file name: the Experiment of each configuration, and a study's search space, with its number of trials.
+
+    `train`, `crossval` and `search` read them. A space's `resources` are not in a study's files: the defaults hold.
+    """
+    files = {_experiment_file(entry): _yaml(entry.about["experiment"]) for entry in results.entries}
+    if results.study:
+        space = results.study.about["space"]
+        parameters = {path: _given(parameter) for path, parameter in space["parameters"].items()}
+        trials = sum(results.summary["trials"].values())
+        written = {**space, "scheduler": _given(space["scheduler"]), "parameters": parameters, "trials": trials}
+        files[SPACE] = _yaml(written)
+    return files
+
+
+def commands(results: Results) -> dict[str, str]:
+    """What to run where the files of `settings_files` lie, by what it makes."""
+    again = f"{results.url}-again"
+    found = {}
+    if results.study:
+        found["the whole study"] = _line("search", SPACE, "--data", results.data_url, "--out", again)
+    for entry in results.entries:
+        fold, folds = entry.about["fold"], entry.about["folds"]
+        said = [
+            "train" if results.kind == "run" else "crossval",
+            *("--config", _experiment_file(entry)),
+            *(() if fold is None else ("--fold", fold)),
+            *(() if folds is None else ("--folds", str(folds))),
+            *("--data", results.data_url),
+            *("--out", f"{again}-{entry.name}" if results.study else again),
+        ]
+        found[f"the cross-validation of {entry.name}" if results.study else f"this {results.kind}"] = _line(*said)
+    return found
+
+
+def _experiment_file(entry: Entry) -> str:
+    return f"settings/{entry.name}.yaml"
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a part of a search space that are set, by their names in the file."""
+    given = {name: value for name, value in fields.items() if value is not None and value != {}}
+    return {"int" if name == "integer" else name: value for name, value in given.items()}
+
+
+def _line(*words: str) -> str:
+    return shlex.join(["braintum", *words])
+
+
+def _yaml(settings: dict[str, Any]) -> str:
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
