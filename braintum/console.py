@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-SHOWN = ("dice", "dice_all", "iou", "hd95", "accuracy", "macro_f1", "auroc", "both_right")
-"""The metrics of a leaderboard, in its order."""
+from braintum.reporting.results import standing
+from braintum.reporting.tables import heading, mean_sd, shown, text, unit_of
 
 
 def print_card(card: Mapping[str, Any]) -> None:
@@ -27,33 +27,38 @@ def print_card(card: Mapping[str, Any]) -> None:
 
 def print_run(summary: Mapping[str, Any]) -> None:
     """A run's metrics on the slices held out."""
-    held_out = "20 % of the groups" if summary["fold"] is None else f"fold {summary['fold']}"
-    table = Table("metric", "held out", title=f"{summary['architecture']}, scored on {held_out}")
+    held_out = "the slices held out" if summary["fold"] is None else f"fold {summary['fold']}"
+    table = Table("metric", "value", title=summary["architecture"])
     for name, value in summary["metrics"].items():
-        table.add_row(name, _number(value))
+        table.add_row(heading(name, summary.get("hd_unit")), text(value, name))
     _print(table)
-    print(f"{summary['epochs']} epochs in {summary['seconds']:.0f} s, {summary['slices_per_second']:.0f} slices/s")
+    took = f"{summary['epochs']} epochs in {summary['seconds']:.0f} s, {summary['slices_per_second']:.0f} slices/s"
+    print(f"scored on {held_out}; {took}")
 
 
 def print_crossval(summary: Mapping[str, Any]) -> None:
     """A cross-validation: each fold, then mean ± SD over folds."""
-    names = [name for name in SHOWN if name in summary["over_folds"]]
-    table = Table("fold", *names, title=f"{summary['architecture']}, cross-validated")
+    over_folds = summary["over_folds"]
+    names = shown([over_folds])
+    headings = [heading(name, summary["hd_unit"]) for name in names]
+    table = Table("fold", *headings, title=f"{summary['architecture']}, cross-validated")
     for fold, metrics in summary["folds"].items():
-        table.add_row(fold, *(_number(metrics.get(name)) for name in names))
+        table.add_row(fold, *(text(metrics.get(name), name) for name in names))
     table.add_section()
-    table.add_row("mean ± SD", *(_spread(summary["over_folds"][name]) for name in names))
+    table.add_row("mean ± SD", *(text(mean_sd(over_folds[name]), name) for name in names))
     _print(table)
 
 
 def print_study(summary: Mapping[str, Any]) -> None:
-    """A study's leaderboard: the winner of each architecture, by its cross-validation."""
-    names = [name for name in SHOWN if any(name in best["crossval"] for best in summary["best"].values())]
-    table = Table("architecture", "trial", "selection score", *names, title="Winners, cross-validated (mean ± SD)")
-    for name, best in summary["best"].items():
-        metrics = best["crossval"]
-        cells = (_spread(metrics[metric]) if metric in metrics else "–" for metric in names)
-        table.add_row(name, str(best["trial"]), _number(best["score"]), *cells)
+    """A study's leaderboard, as in its report: the winner of each architecture, by its cross-validation."""
+    ranked = sorted(summary["best"].items(), key=lambda named: standing(named[1]["crossval"]))
+    names = shown(best["crossval"] for _, best in ranked)
+    unit = unit_of(best["hd_unit"] for _, best in ranked)
+    headings = [heading(name, unit) for name in names]
+    table = Table("architecture", "trial", *headings, title="Winners, cross-validated (mean ± SD over folds)")
+    for name, best in ranked:
+        cells = (text(mean_sd(best["crossval"].get(metric)), metric) for metric in names)
+        table.add_row(name, str(best["trial"]), *cells)
     _print(table)
     states = ", ".join(f"{count} {state}" for state, count in summary["trials"].items())
     busy = summary["busy_share"]
@@ -74,11 +79,3 @@ def _print(table: Table) -> None:
     if not console.is_terminal:
         console.width = 160  # rich takes 80 for a pipe or a file, and would cut columns
     console.print(table)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _spread(metric: Mapping[str, float | None]) -> str:
-    return f"{_number(metric['mean'])} ± {_number(metric['sd'])}"
