@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from braintum.data.images import perceptual_hash
 from braintum.data.schema import CARD, FORMAT_VERSION, MASKS, Card, DataError, Row, Shard, arrow_schema
-from braintum.storage import join, write_bytes
+from braintum.storage import join, remove, write_bytes
 
 SHARD_BYTES = 48 * 2**20
 """Pixels a shard holds, before compression: small enough that a dataset of thousands of slices is read in parallel."""
@@ -53,7 +53,6 @@ def write_dataset(
     two source folds, and no rows at all; then nothing is left at `out`.
     """
     refuse_existing(out)
-    fs, root = filesystem(out)
     writer = _Writer(out, shard_bytes)
     finished = False
     try:
@@ -64,7 +63,7 @@ def write_dataset(
         finished = True
     finally:
         if not finished and writer.wrote:
-            fs.rm(root, recursive=True)
+            remove(out)
     return card
 
 

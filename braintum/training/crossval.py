@@ -129,5 +129,6 @@ def _gather(whole: RunSpec, specs: list[RunSpec]) -> None:
         "seconds": sum(run["seconds"] for run in runs),
         "slices_per_second": sum(run["slices_per_second"] for run in runs) / len(runs),
         "data": runs[0]["data"],
+        "versions": runs[0]["versions"],
     }
     storage.write_json(storage.join(whole.out, "summary.json"), summary)

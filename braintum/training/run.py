@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Any, Self
 
 import pyarrow as pa
 import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
-from braintum import storage
+from braintum import __version__, storage
 from braintum.config import Experiment
 from braintum.data.folds import Split, split
 from braintum.data.shards import read_card
@@ -114,7 +115,7 @@ def finish_run(spec: RunSpec, fit: Fit, rows: Split) -> dict[str, Any] | None:
         table,
         share,
         read_masks(spec.data_url, [table.slice_id_R[row] for row in share]),
-        fold=spec.fold or "held-out",
+        fold=spec.fold,
         device=fit.device,
         autocast_dtype=fit.autocast_dtype,
     )
@@ -136,16 +137,19 @@ def finish_run(spec: RunSpec, fit: Fit, rows: Split) -> dict[str, Any] | None:
     storage.write_table(storage.join(spec.out, "predictions.parquet"), predictions.sort_by("slice_id"))
     storage.write_table(storage.join(spec.out, "history.parquet"), history)
     seconds = sum(row["seconds"] for row in fit.history)
+    scores = summarise(predictions)
     summary = {
         "experiment": experiment.digest,
         "architecture": experiment.model.name,
         "fold": spec.fold,
         "epochs": fit.epoch,
         "best_epoch": fit.best_epoch or fit.epoch,
-        "metrics": {name: value["mean"] for name, value in summarise(predictions)["metrics"].items()},
+        "metrics": {name: value["mean"] for name, value in scores["metrics"].items()},
+        "hd_unit": scores["hd_unit"],
         "seconds": seconds,
         "slices_per_second": sum(r["slices_per_second"] * r["seconds"] for r in fit.history) / seconds,
         "data": {"url": spec.data_url, "digest": table.digest},
+        "versions": versions(),
     }
     storage.write_json(storage.join(spec.out, "summary.json"), summary)
     return summary
@@ -163,6 +167,11 @@ def about_run(spec: RunSpec, table_digest: str) -> dict[str, Any]:
     """What `experiment.json` says; a run is resumed only with the same."""
     about = {**asdict(spec), "data": {"url": spec.data_url, "digest": table_digest}}
     return {key: about[key] for key in ("experiment", "data", "fold", "folds")}
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """What a result was made with: braintum, Ray, torch and further packages."""
+    return {"braintum": __version__, **{name: version(name) for name in ("ray", "torch", *packages)}}
 
 
 def history_table(history: list[dict[str, float]], *, run: str, architecture: str, fold: str | None) -> pa.Table:

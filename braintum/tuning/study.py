@@ -13,7 +13,6 @@ import logging
 import tempfile
 import time
 import warnings
-from importlib.metadata import version
 from itertools import product
 from typing import Any
 
@@ -24,7 +23,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 
-from braintum import __version__, storage
+from braintum import storage
 from braintum.config import Data, Experiment
 from braintum.data.folds import held_out_folds, split
 from braintum.data.shared import share_table
@@ -34,7 +33,7 @@ from braintum.training.checkpoint import STATE
 from braintum.training.crossval import crossval
 from braintum.training.fit import usable_rows
 from braintum.training.progress import Progress
-from braintum.training.run import prepare_out, refuse_at_once
+from braintum.training.run import prepare_out, refuse_at_once, versions
 from braintum.training.worker import MAX_FAILURES, connect
 from braintum.tuning.searcher import SPEC, OptunaSearcher, StudySchedulers, seed_of
 from braintum.tuning.slots import Slots
@@ -115,7 +114,7 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
     table, folds = _refuse_unusable(space, tables)
     slots = Slots.of(space.resources, space.experiment(space.architectures[0], {}).training.device)
     about = {
-        "space": space.model_dump(mode="json", exclude={"trials", "resources"}),
+        "space": space.model_dump(mode="json", by_alias=True, exclude={"trials", "resources"}),
         "digest": space.digest,
         "data": {"url": data_url, "digest": table.digest},
     }
@@ -149,7 +148,7 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
         "start_seconds": list(watch.starts.values()),
         "seconds": time.monotonic() - started,
         "data": about["data"],
-        "versions": {"braintum": __version__, **{name: version(name) for name in ("ray", "optuna", "torch")}},
+        "versions": versions("optuna"),
     }
     storage.write_json(storage.join(out, "summary.json"), summary)
     return summary
@@ -217,7 +216,8 @@ def _crossvalidate(
             "trial": trial.number,
             "score": trial.value,
             "experiment": experiment.to_dict(),
-            "crossval": result["metrics"],
+            "crossval": result["over_folds"],
+            "hd_unit": result["hd_unit"],
         }
     storage.write_table(
         storage.join(out, "predictions.parquet"), pa.concat_tables(predictions, promote_options="default")

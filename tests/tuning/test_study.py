@@ -70,7 +70,7 @@ def test_study_ends_in_winners_that_were_cross_validated(tiny_phantom: str, tmp_
         assert winner.model.name == name
         complete = [t for t in studies_of(out)[name].trials if t.state.name == "COMPLETE"]
         assert best["score"] == max(t.value or 0 for t in complete)
-        assert best["crossval"]["dice_all"]["n"] == 48
+        assert best["crossval"]["dice_all"]["n"] == 2, "folds"
         assert (out / "crossval" / name / "fold-1" / "model.safetensors").exists()
     first = [study.trials[0].params["optim.lr"] for study in studies_of(out).values()]
     base = space(tmp_path).experiment("unet", {}).optim.lr
@@ -121,22 +121,7 @@ def test_stopped_trials_are_told_as_pruned_and_diverged_ones_as_failed(tiny_phan
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_resume_with_another_space_or_dataset_is_refused(tiny_phantom: str, tmp_path: Path) -> None:
-    out = tmp_path / "study"
-    small = {"architectures": ["unet"], "trials": 1}
-    search(space(tmp_path, **small), tiny_phantom, str(out), progress=quiet())
-    with pytest.raises(ConfigError, match="exists"):
-        search(space(tmp_path, **small), tiny_phantom, str(out), progress=quiet())
-    with pytest.raises(ConfigError, match="folds"):
-        search(space(tmp_path, **small, folds=3), tiny_phantom, str(out), resume=True, progress=quiet())
-    other = tmp_path / "other"
-    ingest_phantom(str(other), cases=24, slices_per_case=2, size=32, seed=1)
-    with pytest.raises(ConfigError, match="data"):
-        search(space(tmp_path, **small), str(other), str(out), resume=True, progress=quiet())
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_more_trials_may_find_another_winner(tiny_phantom: str, tmp_path: Path) -> None:
+def test_a_resume_may_find_another_winner_but_not_answer_another_question(tiny_phantom: str, tmp_path: Path) -> None:
     out = tmp_path / "study"
     changes: dict[str, Any] = {
         "architectures": ["unet"],
@@ -147,6 +132,14 @@ def test_more_trials_may_find_another_winner(tiny_phantom: str, tmp_path: Path) 
     }
     first = search(space(tmp_path, **changes, trials=1), tiny_phantom, str(out), progress=quiet())
     assert first["best"]["unet"]["experiment"]["optim"]["lr"] == 1e-9
+    with pytest.raises(ConfigError, match="exists"):
+        search(space(tmp_path, **changes), tiny_phantom, str(out), progress=quiet())
+    with pytest.raises(ConfigError, match="folds"):
+        search(space(tmp_path, **{**changes, "folds": 3}), tiny_phantom, str(out), resume=True, progress=quiet())
+    other = tmp_path / "other"
+    ingest_phantom(str(other), cases=24, slices_per_case=2, size=32, seed=1)
+    with pytest.raises(ConfigError, match="data"):
+        search(space(tmp_path, **changes), str(other), str(out), resume=True, progress=quiet())
     more = space(tmp_path, **changes, trials=4)
     second = search(more, tiny_phantom, str(out), resume=True, progress=quiet())
     assert sum(second["trials"].values()) == 4
@@ -183,19 +176,16 @@ def outcome(out: Path) -> list[tuple[Any, ...]]:
     ]
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_study_whose_driver_is_killed_resumes_as_the_undisturbed_one(tiny_phantom: str, tmp_path: Path) -> None:
     """kill -9 in the middle of a trial; one trial at a time, so that the whole study is a function of its seed."""
     changes: dict[str, Any] = {
         "architectures": ["joint_unet"], "trials": 4, "resources": {"max_concurrent": 1},
         "overrides": {**SMALL["overrides"], "training.epochs": 6},
     }  # fmt: skip
-    space(tmp_path, **changes)
-    environment = {**os.environ, "RAY_ADDRESS": "local"}
     calm, killed = tmp_path / "calm", tmp_path / "killed"
-    done = subprocess.run(
-        command(tmp_path, tiny_phantom, calm), env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    undisturbed = search(space(tmp_path, **changes), tiny_phantom, str(calm), progress=quiet())
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
     process = subprocess.Popen(
         command(tmp_path, tiny_phantom, killed), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -211,22 +201,16 @@ def test_study_whose_driver_is_killed_resumes_as_the_undisturbed_one(tiny_phanto
     assert before[0] in ("COMPLETE", "PRUNED")
     assert before[1] == "RUNNING"
     kept = (killed / "trials" / "joint_unet-0" / "history.json").stat().st_mtime_ns
-    done = subprocess.run(
-        [*command(tmp_path, tiny_phantom, killed), "--resume"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    resumed = search(space(tmp_path, **changes), tiny_phantom, str(killed), resume=True, progress=quiet())
     assert outcome(killed) == outcome(calm)
     assert kept == (killed / "trials" / "joint_unet-0" / "history.json").stat().st_mtime_ns
     epochs = [row["epoch"] for row in json.loads((second / "history.json").read_text())]
     assert epochs == sorted(set(epochs)), "no epoch is trained twice"
-    mine, theirs = (storage.read_json(str(place / "summary.json"))["best"]["joint_unet"] for place in (killed, calm))
+    mine, theirs = (summary["best"]["joint_unet"] for summary in (resumed, undisturbed))
     assert (mine["trial"], mine["score"], mine["crossval"]) == (theirs["trial"], theirs["score"], theirs["crossval"])
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_a_study_lives_on_s3(s3: str, tiny_phantom: str, tmp_path: Path) -> None:
     """Data, trials, Optuna's file and report at URLs; what a resume finds there is all that it needs."""
@@ -247,7 +231,6 @@ def test_a_study_lives_on_s3(s3: str, tiny_phantom: str, tmp_path: Path) -> None
         assert json.loads(done.stdout) == storage.read_json(f"{out}/summary.json")
     (tmp_path / "optuna.db").write_bytes(storage.read_bytes(f"{out}/optuna.db"))
     assert [trial.state.is_finished() for trial in studies_of(tmp_path)["unet"].trials] == [True, True]
-    assert Experiment.load(f"{out}/best/unet.yaml").model.name == "unet"
     assert report(out) == f"{out}/report/report.html"
     assert b"</html>" in storage.read_bytes(f"{out}/report/report.html")
 
