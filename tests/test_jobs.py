@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -38,15 +39,16 @@ SPACE = {
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[dict[str, str]]:
-    """A head of two CPUs with ports and a folder of its own; the environment that reaches its dashboard."""
+    """A head of two CPUs with ports, a folder and a token of its own; the environment that reaches its dashboard."""
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
-    gcs, dashboard, client = free_ports(3)
-    environment = {**os.environ, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    gcs, dashboard, client, agent = free_ports(4)
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment = {**os.environ, **token, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     command = [BIN / "ray", "start", "--head", "--num-cpus=2", f"--port={gcs}", f"--dashboard-port={dashboard}",
-               f"--ray-client-server-port={client}", f"--temp-dir={folder}", "--block",
-               "--object-store-memory=500000000"]  # fmt: skip
+               f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}",
+               "--block", "--object-store-memory=500000000"]  # fmt: skip
     with open(Path(folder) / "head.log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env={**os.environ, **token}, stdout=log, stderr=subprocess.STDOUT)
     try:
         yield environment
     finally:
@@ -61,7 +63,7 @@ def ray(environment: dict[str, str], *arguments: str) -> str:
         done = subprocess.run(
             [BIN / "ray", "job", *arguments], env=environment, cwd=REPOSITORY, capture_output=True, text=True
         )
-        if done.returncode == 0 or "connect" not in done.stderr.lower():
+        if not any(text in done.stderr for text in ("Failed to connect", "try again later")):
             break
         time.sleep(1)
     assert done.returncode == 0, done.stdout + done.stderr
