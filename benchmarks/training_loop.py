@@ -135,9 +135,9 @@ def plain_run(data: str, out: str, size: int, width: int, epochs: int, threads: 
 def against_ray_train(data: str, folder: Path, size: int, width: int, epochs: int, threads: int) -> dict[str, float]:
     import ray
 
-    from braintum.training.worker import ENVIRONMENT, train
+    from braintum.training.worker import start_local, train
 
-    ray.init(address="local", num_cpus=threads, log_to_driver=False, runtime_env={"env_vars": ENVIRONMENT})
+    start_local(num_cpus=threads)
     seconds: dict[str, list[float]] = {"ray": [], "plain": []}
     for turn in range(2):
         out = folder / f"plain-{turn}"

@@ -19,7 +19,7 @@ from record import record
 
 from braintum.data.ingest.phantom import ingest_phantom
 from braintum.training.progress import Progress
-from braintum.training.worker import ENVIRONMENT
+from braintum.training.worker import start_local
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.study import search
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=12)
     trials = parser.parse_args().trials
-    ray.init(address="local", num_cpus=SLOTS, log_to_driver=False, runtime_env={"env_vars": ENVIRONMENT})
+    start_local(num_cpus=SLOTS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ingest_phantom(str(folder / "data"), cases=40, slices_per_case=4, size=64)

@@ -89,18 +89,11 @@ def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One local Ray of two CPUs for all tests of a session.
-
-    With a dashboard: stopped trials are cleaned up through its State API. Its folder is a short path of its own, for
-    sockets have short names and a stale one of another Ray would be found.
-    """
+    """One local Ray of two CPUs for all tests of a session."""
     import ray
 
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
-    ray.init(
-        address="local", num_cpus=2, _temp_dir=folder, include_dashboard=True, dashboard_port=free_ports(1)[0],
-        log_to_driver=False, object_store_memory=500 * 2**20,
-    )  # fmt: skip
+    from braintum.training.worker import start_local
+
+    start_local(num_cpus=2, object_store_memory=500 * 2**20)
     yield
     ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)

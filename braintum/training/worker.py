@@ -10,6 +10,7 @@ import atexit
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -60,25 +61,43 @@ def connect() -> None:
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         return
-    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # its runtime_env is set by `ray job submit`
-    options: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "runtime_env": None if inside_job else {"env_vars": ENVIRONMENT},
-    }
     address = os.environ.get("RAY_ADDRESS", "auto")
     if address != "local":
+        inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # its runtime_env is set by `ray job submit`
         try:
-            ray.init(address=address, **options)
+            ray.init(address=address, runtime_env=None if inside_job else {"env_vars": ENVIRONMENT}, **_QUIET)
             return
         except ConnectionError as error:
             if address != "auto":
                 raise ConfigError(f"RAY_ADDRESS: {address}: no cluster answers there") from error
-    # A folder of its own: Ray's default one says which cluster is the machine's, and while that is another or a dead
-    # one, the workers of a stopped trial are not found and keep their cores.
+    start_local()
+
+
+def start_local(**options: Any) -> None:
+    """Starts a Ray on this machine, which ends with this process; `options` are those of `ray.init`.
+
+    Its folder and the address of its dashboard are its own and known to its workers. By Ray's defaults they look for
+    the machine's cluster, and where that is another or a dead one, the workers of a stopped trial are not found and
+    keep their cores.
+    """
     folder = tempfile.mkdtemp(prefix="ray", dir=_SOCKETS)
     atexit.register(_leave, folder)
-    ray.init(address="local", _temp_dir=folder, **options)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    dashboard = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+    ray.init(
+        address="local",
+        include_dashboard=True,
+        dashboard_port=port,
+        runtime_env={"env_vars": {**ENVIRONMENT, **dashboard}},
+        _temp_dir=folder,
+        **_QUIET,
+        **options,
+    )
+
+
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 def _leave(folder: str) -> None:

@@ -240,15 +240,15 @@ def test_a_study_lives_on_s3(s3: str, tiny_phantom: str, tmp_path: Path) -> None
 def test_trials_of_two_workers_leave_nothing_behind_when_stopped(tiny_phantom: str, tmp_path: Path) -> None:
     out = tmp_path / "study"
     changes: dict[str, Any] = {
-        "architectures": ["unet"],
-        "trials": 3,
+        "architectures": ["joint_unet"],
+        "trials": 4,
         "resources": {"workers": 2},
         "sampler": {"name": "random", "seed": 0},
-        "parameters": {"optim.lr": {"choice": [1e-2, 1e-9]}},
-        "overrides": {**SMALL["overrides"], "training.epochs": 8},
+        "parameters": {"optim.lr": {"choice": [1e-2, 1e-7]}},
+        "overrides": {**SMALL["overrides"], "training.epochs": 4},
     }
     search(space(tmp_path, **changes), tiny_phantom, str(out), progress=quiet())
-    states = [trial.state.name for trial in studies_of(out)["unet"].trials]
+    states = [trial.state.name for trial in studies_of(out)["joint_unet"].trials]
     assert states.count("PRUNED") >= 1, states
     wait_for(lambda: all(group.state == "REMOVED" for group in list_placement_groups()), 60)
     wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], 60)
