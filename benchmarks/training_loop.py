@@ -20,6 +20,7 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from braintum.training.progress import Progress
 from braintum.training.run import RunSpec, run
 
 PLAIN = "--plain-run"
+TURNS = 4  # of plain Python and Ray Train, so that a machine that changes its speed changes both
 
 
 def settings(size: int, width: int, epochs: int) -> Experiment:
@@ -132,27 +134,28 @@ def plain_run(data: str, out: str, size: int, width: int, epochs: int, threads: 
     list(run(RunSpec.of(experiment, data, out, None), load_table(data, experiment.data)))
 
 
-def against_ray_train(data: str, folder: Path, size: int, width: int, epochs: int, threads: int) -> dict[str, float]:
+def against_ray_train(data: str, folder: Path, size: int, width: int, epochs: int, threads: int) -> dict[str, Any]:
     import ray
 
     from braintum.training.worker import start_local, train
 
     start_local(num_cpus=threads)
     seconds: dict[str, list[float]] = {"ray": [], "plain": []}
-    for turn in range(2):
+    for turn in range(TURNS):
         out = folder / f"plain-{turn}"
         arguments = [PLAIN, data, str(out), *map(str, (size, width, epochs, threads))]
         subprocess.run([sys.executable, __file__, *arguments], check=True, stdout=subprocess.DEVNULL)
-        seconds["plain"] += epoch_seconds(out)
+        seconds["plain"].append(statistics.median(epoch_seconds(out)))
         out = folder / f"ray-{turn}"
         train(settings(size, width, epochs), data, str(out), progress=Progress("ray", quiet=True))
-        seconds["ray"] += epoch_seconds(out)
+        seconds["ray"].append(statistics.median(epoch_seconds(out)))
     ray.shutdown()
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    ratios = [ray_ / plain for ray_, plain in zip(seconds["ray"], seconds["plain"], strict=True)]
     return {
-        "ray_train_over_plain_python": medians["ray"] / medians["plain"],
-        "ray_train_epoch_seconds": medians["ray"],
-        "plain_python_epoch_seconds": medians["plain"],
+        "ray_train_over_plain_python": statistics.median(ratios),
+        "ray_train_over_plain_python_by_turn": ratios,
+        "ray_train_epoch_seconds_by_turn": seconds["ray"],
+        "plain_python_epoch_seconds_by_turn": seconds["plain"],
     }
 
 

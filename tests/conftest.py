@@ -36,6 +36,16 @@ def tiny_phantom(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def demo_phantom(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The set that `make demo` draws."""
+    from braintum.data.ingest.phantom import ingest_phantom
+
+    url = str(tmp_path_factory.mktemp("demo") / "set")
+    ingest_phantom(url)
+    return url
+
+
+@pytest.fixture(scope="session")
 def s3_server() -> Iterator[dict[str, str]]:
     """A real S3 server (seaweedfs) on loopback with an empty bucket `braintum`; the environment that reaches it."""
     weed = shutil.which("weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))

@@ -10,6 +10,7 @@ import atexit
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -225,6 +226,7 @@ def train_on_workers(
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )  # fmt: skip
+    interrupts = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
         if not errors.empty():
@@ -235,6 +237,8 @@ def train_on_workers(
         reason = " ".join(str(error).split())[-300:]
         raise TrainingFailed(f"{spec.out}: workers failed {MAX_FAILURES + 1} times: {reason}") from error
     finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupts)  # Ray's would stay, and keep the controller's actor alive
         errors.shutdown(force=True)
         storage.remove(storage.join(spec.out, "ray"))
 

@@ -7,9 +7,11 @@ import pytest
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
+from braintum.config import Data
 from braintum.data.folds import held_out_folds
 from braintum.data.ingest.phantom import CLASSES, ingest_phantom
 from braintum.data.schema import DataError
+from braintum.data.table import SliceTable, load_table
 
 
 def test_what_a_phantom_holds(phantom) -> None:
@@ -38,9 +40,14 @@ def test_types_differ_in_place_and_shape(phantom) -> None:
     assert of("pituitary").mean() < of("glioma").mean()
 
 
-def test_no_threshold_finds_the_tumour(phantom) -> None:
-    truth = phantom.mask_RHW[phantom.mask_RHW.any((1, 2))] > 0
-    images = phantom.image_RCHW[phantom.mask_RHW.any((1, 2)), 0]
+@pytest.fixture(scope="module")
+def demo(demo_phantom: str) -> SliceTable:
+    return load_table(demo_phantom, Data(image_size=128))
+
+
+def test_no_threshold_finds_the_tumour(demo) -> None:
+    truth = demo.mask_RHW[demo.mask_RHW.any((1, 2))] > 0
+    images = demo.image_RCHW[demo.mask_RHW.any((1, 2)), 0]
     dice = [
         np.mean(2 * (drawn & truth).sum((1, 2)) / (drawn.sum((1, 2)) + truth.sum((1, 2))))
         for threshold in range(20, 250, 5)
@@ -49,14 +56,14 @@ def test_no_threshold_finds_the_tumour(phantom) -> None:
     assert max(dice) < 0.4
 
 
-def test_a_random_split_flatters(phantom) -> None:
+def test_a_random_split_flatters(demo) -> None:
     """Slices of a case look alike: whoever has seen the case knows its class."""
-    pixels = phantom.image_RCHW[:, 0, ::3, ::3].reshape(len(phantom), -1) / 255
+    pixels = demo.image_RCHW[:, 0, ::8, ::8].reshape(len(demo), -1) / 255
     nearest = KNeighborsClassifier(1)
     random = StratifiedKFold(3, shuffle=True, random_state=0)
     grouped = StratifiedGroupKFold(3, shuffle=True, random_state=0)
-    flattered = cross_val_score(nearest, pixels, phantom.label_R, cv=random).mean()
-    honest = cross_val_score(nearest, pixels, phantom.label_R, groups=phantom.group_R, cv=grouped).mean()
+    flattered = cross_val_score(nearest, pixels, demo.label_R, cv=random).mean()
+    honest = cross_val_score(nearest, pixels, demo.label_R, groups=demo.group_R, cv=grouped).mean()
     assert flattered > honest + 0.2
 
 
