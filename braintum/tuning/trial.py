@@ -53,6 +53,11 @@ class TrialSpec:
     folds: int | None
     score: dict[str, float]
 
+    @property
+    def run(self) -> str:
+        """What tables and the terminal call it."""
+        return f"{self.architecture}-{self.number}"
+
 
 def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Any]]:
     """Trains the folds in turn and yields one result per epoch; goes on from the trial's saved state.

@@ -1,0 +1,75 @@
+"""What came out of a search, as Optuna's storage and the trials' directories have it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from braintum import storage
+from braintum.config import Experiment
+from braintum.tuning.searcher import SPEC, seed_of
+from braintum.tuning.space import SearchSpace
+from braintum.tuning.trial import HISTORY, TrialSpec
+
+
+def winner(space: SearchSpace, trial: FrozenTrial) -> Experiment:
+    """A trial's settings with a fresh seed: its own was chosen with them, by luck too."""
+    experiment = Experiment.from_dict(json.loads(trial.user_attrs[SPEC])["experiment"])
+    return experiment.with_overrides({"training.seed": seed_of(space.sampler.seed, "winner")})
+
+
+def best_of(space: SearchSpace, studies: dict[str, Study]) -> dict[str, FrozenTrial]:
+    """The complete trial with the best selection score, of each architecture that has one."""
+    best: dict[str, FrozenTrial] = {}
+    for study in studies.values():
+        for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+            name = json.loads(trial.user_attrs[SPEC])["architecture"]
+            if name not in best or (trial.value or 0.0) > (best[name].value or 0.0):
+                best[name] = trial
+    return {name: best[name] for name in space.architectures if name in best}
+
+
+def trials_and_history(studies: dict[str, Study]) -> tuple[pa.Table, pa.Table]:
+    """`trials.parquet`, a row per trial (`score` is a selection score), and `history.parquet`, a row per epoch."""
+    trials: list[dict[str, Any]] = []
+    epochs: list[dict[str, Any]] = []
+    for name, study in studies.items():
+        for trial in study.get_trials(deepcopy=False):
+            if SPEC not in trial.user_attrs:
+                continue
+            spec = TrialSpec(**json.loads(trial.user_attrs[SPEC]))
+            place = storage.join(spec.out, HISTORY)
+            rows = storage.read_json(place) if storage.exists(place) else []
+            about = {"run": spec.run, "architecture": spec.architecture}
+            epochs += [{**about, **row} for row in rows]
+            epoch = max(trial.intermediate_values, default=0)
+            trials.append(
+                {
+                    "study": name,
+                    "number": trial.number,
+                    "architecture": spec.architecture,
+                    "state": _STATES.get(trial.state, "open"),
+                    "score": trial.intermediate_values.get(epoch),
+                    "epochs": epoch,
+                    "folds_done": rows[-1]["folds_done"] if rows else 0,
+                    "seconds": trial.duration.total_seconds() if trial.duration else None,
+                    "params": json.dumps(trial.params),
+                    "failure": trial.user_attrs.get("failure"),
+                    "directory": spec.out,
+                    "start": trial.datetime_start,
+                    "end": trial.datetime_complete,
+                }
+            )
+    return storage.table_of(trials), storage.table_of(epochs)
+
+
+_STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+
+
+def counts(trials: pa.Table) -> dict[str, int]:
+    states = trials["state"].to_pylist()
+    return {state: states.count(state) for state in _STATES.values()}

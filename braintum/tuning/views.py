@@ -1,0 +1,56 @@
+"""The views of the dataset that a search space asks for, and whether they can be trained on."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from typing import Any
+
+import ray
+
+from braintum.config import Data
+from braintum.data.folds import held_out_folds, split
+from braintum.data.table import SliceTable
+from braintum.settings import ConfigError
+from braintum.training.fit import usable_rows
+from braintum.tuning.space import SearchSpace
+
+
+def view(data: Data) -> str:
+    """The name of a view of the dataset: the settings that decide what the table holds."""
+    return json.dumps(data.model_dump(mode="json", exclude={"validation"}), sort_keys=True)
+
+
+def views_of(space: SearchSpace) -> dict[str, Data]:
+    """Every view of the dataset that the space can ask for. Raises ConfigError for a range of views."""
+    searched: dict[str, list[Any]] = {}
+    for path, parameter in space.parameters.items():
+        if path.startswith("data.") and path != "data.validation":
+            if parameter.choice is None:
+                raise ConfigError(f"parameters.{path}: a search over the data needs a choice, not a range")
+            searched[path] = [*parameter.choice, *([_ABSENT] if parameter.when else [])]
+    views: dict[str, Data] = {}
+    for name in space.architectures:
+        for values in product(*searched.values()):
+            given = {path: v for path, v in zip(searched, values, strict=True) if v is not _ABSENT}
+            data = space.experiment(name, given).data
+            views.setdefault(view(data), data)
+    return views
+
+
+_ABSENT = object()
+"""The value of a parameter whose condition does not hold."""
+
+
+def refuse_unusable(space: SearchSpace, tables: dict[str, ray.ObjectRef[SliceTable]]) -> tuple[SliceTable, int]:
+    """Raises DataError where an architecture's own settings could not be trained on a fold.
+
+    Returns a table (any: all have the same slices' digest) and the number of folds.
+    """
+    for name in space.architectures:
+        experiment = space.experiment(name, {})
+        table: SliceTable = ray.get(tables[view(experiment.data)])
+        folds = list(held_out_folds(table, space.folds, seed=0))
+        for fold in folds:
+            usable_rows(experiment, table, split(table, fold, space.folds, seed=0).train, space.resources.workers)
+    return table, len(folds)

@@ -1,0 +1,62 @@
+"""What a study sees of Tune while it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import tune
+
+from braintum import storage
+from braintum.training.checkpoint import STATE
+from braintum.training.progress import Progress
+from braintum.tuning.trial import RAY_FILES, TrialSpec
+
+
+class Watch(tune.Callback):
+    """Follows Tune: shows progress, adds up busy seconds, and removes the checkpoints of trials that ended."""
+
+    def __init__(self, progress: Progress, folds: int) -> None:
+        self._progress, self._folds = progress, folds
+        self.busy = 0.0
+        self.starts: dict[str, float] = {}
+        """Seconds from a trial's placing to its first step here."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: a Tuner pickles its callbacks to a file that nobody reads."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        spec = TrialSpec(**trial.config["trial"])
+        epochs = spec.experiment["training"]["epochs"] * self._folds
+        self._progress.update(spec.run, what=spec.architecture, state="training", epochs=epochs)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if "diverged" in result:
+            return
+        spec = TrialSpec(**trial.config["trial"])
+        if result["began"] >= result["placed"]:  # else a resumed trial tells its last epoch again
+            self.busy += result["ended"] - result["began"]
+            self.starts.setdefault(spec.run, result["began"] - result["placed"])
+        self._progress.update(
+            spec.run,
+            epoch=result["epoch"],
+            fold=f"{result['fold']}",
+            score=result["score"],
+            slices_per_second=result["slices_per_second"],
+        )
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result = trial.last_result
+        ended = "failed" if "diverged" in result else "complete" if result.get("finished") else "pruned"
+        self._end(trial, ended)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._end(trial, "failed")
+
+    def _end(self, trial: Any, state: str) -> None:
+        spec = TrialSpec(**trial.config["trial"])
+        self._progress.update(spec.run, state=state)
+        storage.remove(storage.join(spec.out, STATE))
+        storage.remove(storage.join(spec.out, RAY_FILES))
