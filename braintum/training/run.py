@@ -185,6 +185,6 @@ def _difference(found: dict[str, Any], asked: dict[str, Any], key: str) -> str:
     old, new = found.get(key), asked[key]
     path = key
     while isinstance(old, dict) and isinstance(new, dict):
-        inner = next(k for k in {**old, **new} if old.get(k) != new.get(k))
+        inner = next(k for k in {**old, **new} if (k in old, old.get(k)) != (k in new, new.get(k)))
         path, old, new = f"{path}.{inner}", old.get(inner), new.get(inner)
     return f"{path} was {old!r} there and is {new!r} now"
