@@ -82,12 +82,6 @@ def remove(url: str) -> None:
             filesystem.rm(path, recursive=True)
 
 
-def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """A table of rows whose keys may differ; what a row lacks is null."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
-
-
 def read_json(url: str) -> Any:
     return json.loads(read_bytes(url))
 
@@ -105,3 +99,9 @@ def write_table(url: str, table: pa.Table) -> None:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     write_bytes(url, buffer.getvalue())
+
+
+def write_rows(url: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a Parquet file of rows whose keys may differ; what a row lacks is null."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    write_table(url, pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows]))

@@ -25,7 +25,9 @@ def table(demo_phantom: str) -> SliceTable:
 def test_demo_models_land_between_useless_and_solved(architecture: str, table: SliceTable) -> None:
     """The search's first trial of each architecture, on a held-out half of the cases.
 
-    Its settings were chosen on sets of other seeds.
+    Its settings were chosen on sets of seeds 7, 11 and 13 (14 epochs after a first demo on this set had shown that 10
+    leave the classifier at 0.49), the phantom itself was drawn harder and easier until this set's scores lay in range:
+    what is tested is that they stay there.
     """
     torch.set_num_threads(1)
     rows = split(table, "1", SMOKE.folds, seed=0)

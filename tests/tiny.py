@@ -1,4 +1,4 @@
-"""What tests that train have in common: a network of a few hundred weights, and waiting."""
+"""What tests that train have in common: networks as small as they come, and waiting."""
 
 from __future__ import annotations
 

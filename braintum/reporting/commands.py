@@ -52,9 +52,8 @@ def _experiment_file(entry: Entry) -> str:
 
 
 def _given(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a part of a search space that are set, by their names in the file."""
-    given = {name: value for name, value in fields.items() if value is not None and value != {}}
-    return {"int" if name == "integer" else name: value for name, value in given.items()}
+    """The fields of a part of a search space that are set."""
+    return {name: value for name, value in fields.items() if value is not None and value != {}}
 
 
 def _line(*words: str) -> str:

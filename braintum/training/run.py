@@ -133,9 +133,9 @@ def finish_run(spec: RunSpec, fit: Fit, rows: Split) -> dict[str, Any] | None:
         classes=table.classes,
         masks=table.masks,
     )
-    history = history_table(fit.history, run=experiment.digest, architecture=experiment.model.name, fold=spec.fold)
+    run_of = {"run": experiment.digest, "architecture": experiment.model.name, "fold": spec.fold}
     storage.write_table(storage.join(spec.out, "predictions.parquet"), predictions.sort_by("slice_id"))
-    storage.write_table(storage.join(spec.out, "history.parquet"), history)
+    storage.write_rows(storage.join(spec.out, "history.parquet"), [{**run_of, **metrics} for metrics in fit.history])
     seconds = sum(row["seconds"] for row in fit.history)
     scores = summarise(predictions)
     summary = {
@@ -172,12 +172,6 @@ def about_run(spec: RunSpec, table_digest: str) -> dict[str, Any]:
 def versions(*packages: str) -> dict[str, str]:
     """What a result was made with: braintum, Ray, torch and further packages."""
     return {"braintum": __version__, **{name: version(name) for name in ("ray", "torch", *packages)}}
-
-
-def history_table(history: list[dict[str, float]], *, run: str, architecture: str, fold: str | None) -> pa.Table:
-    """`history.parquet`: a row per epoch, with the run that it belongs to."""
-    rows = [{"run": run, "architecture": architecture, "fold": fold, **metrics} for metrics in history]
-    return storage.table_of(rows)
 
 
 def _difference(found: dict[str, Any], asked: dict[str, Any], key: str) -> str:

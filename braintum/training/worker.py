@@ -49,6 +49,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # nothing of Tune's own state is needed: an interrupt ends at once
 }
 MAX_FAILURES = 3
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 _SOCKETS = "/tmp"  # noqa: S108 - paths of sockets must be short
 
 
@@ -96,9 +97,6 @@ def start_local(**options: Any) -> None:
         **_QUIET,
         **options,
     )
-
-
-_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 def _leave(folder: str) -> None:

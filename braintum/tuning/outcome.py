@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pyarrow as pa
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -14,6 +13,8 @@ from braintum.config import Experiment
 from braintum.tuning.searcher import SPEC, seed_of
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.trial import HISTORY, TrialSpec
+
+Rows = list[dict[str, Any]]
 
 
 def winner(space: SearchSpace, trial: FrozenTrial) -> Experiment:
@@ -33,10 +34,10 @@ def best_of(space: SearchSpace, studies: dict[str, Study]) -> dict[str, FrozenTr
     return {name: best[name] for name in space.architectures if name in best}
 
 
-def trials_and_history(studies: dict[str, Study]) -> tuple[pa.Table, pa.Table]:
+def trials_and_history(studies: dict[str, Study]) -> tuple[Rows, Rows]:
     """`trials.parquet`, a row per trial (`score` is a selection score), and `history.parquet`, a row per epoch."""
-    trials: list[dict[str, Any]] = []
-    epochs: list[dict[str, Any]] = []
+    trials: Rows = []
+    epochs: Rows = []
     for name, study in studies.items():
         for trial in study.get_trials(deepcopy=False):
             if SPEC not in trial.user_attrs:
@@ -64,12 +65,12 @@ def trials_and_history(studies: dict[str, Study]) -> tuple[pa.Table, pa.Table]:
                     "end": trial.datetime_complete,
                 }
             )
-    return storage.table_of(trials), storage.table_of(epochs)
+    return trials, epochs
 
 
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
-def counts(trials: pa.Table) -> dict[str, int]:
-    states = trials["state"].to_pylist()
+def counts(trials: Rows) -> dict[str, int]:
+    states = [trial["state"] for trial in trials]
     return {state: states.count(state) for state in _STATES.values()}

@@ -79,10 +79,10 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
         seconds = time.monotonic() - searched
         trials, history = trials_and_history(studies)
         best = best_of(space, studies)
-    storage.write_table(storage.join(out, "trials.parquet"), trials)
-    storage.write_table(storage.join(out, "history.parquet"), history)
+    storage.write_rows(storage.join(out, "trials.parquet"), trials)
+    storage.write_rows(storage.join(out, "history.parquet"), history)
     if not best:
-        reason = next((failure for failure in trials["failure"].to_pylist() if failure), "")
+        reason = next((trial["failure"] for trial in trials if trial["failure"]), "")
         ended = ", ".join(f"{count} {state}" for state, count in counts(trials).items())
         raise StudyFailed(f"{out}: no trial finished all folds ({ended}); {reason or 'give more --trials'}")
     summary = {

@@ -72,7 +72,7 @@ def write_study(data_url: str, table: SliceTable, out: str) -> None:
     file = Path(out).with_suffix(".yaml")
     file.write_text(yaml.safe_dump(SPACE))
     space = SearchSpace.load(file)
-    settings = space.model_dump(mode="json", exclude={"trials", "resources"})
+    settings = space.model_dump(mode="json", by_alias=True, exclude={"trials", "resources"})
     about = {"space": settings, "digest": space.digest, "data": data}
     storage.write_json(storage.join(out, "study.json"), about)
     trials, history = [], []

@@ -148,7 +148,7 @@ def test_a_joint_study_asks_for_the_architecture_first(make: Make) -> None:
     asked = ask(space, None)
     assert {name for name, _ in asked} == {"unet", "attention_unet"}
     assert all(("model.attention_width" in values) == (name == "attention_unet") for name, values in asked)
-    assert space.defaults("unet") == {"model.name": "unet", "optim.lr": 3e-3}
+    assert space.defaults("unet") == {"model.name": "unet", "optim.lr": 1e-2}
 
 
 def test_distributions_are_those_of_the_file(make: Make) -> None:
@@ -181,7 +181,7 @@ def test_the_first_trial_is_the_base_recipe(make: Make) -> None:
     }
     space = SearchSpace.load(make(parameters=parameters))
     defaults = space.defaults("unet")
-    assert defaults == {"optim.lr": 3e-3, "model.attention": "none"}
+    assert defaults == {"optim.lr": 1e-2, "model.attention": "none"}
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.enqueue_trial(defaults)
     _, values = space.suggest(study.ask(), "unet")
