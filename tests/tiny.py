@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
+
+import psutil
 
 from braintum.training.progress import Progress
 
@@ -27,3 +30,13 @@ def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
     while not happened():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.02)
+
+
+def workers_of(kind: str) -> list[psutil.Process]:
+    """Living Ray workers below this process whose title says `kind`."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if kind in " ".join(process.cmdline()):
+                found.append(process)
+    return found

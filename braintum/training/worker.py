@@ -26,7 +26,7 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
 
 from braintum import storage
 from braintum.config import Experiment
@@ -94,6 +94,7 @@ def start_local(**options: Any) -> None:
         dashboard_port=port,
         runtime_env={"env_vars": {**ENVIRONMENT, **dashboard}},
         _temp_dir=folder,
+        _system_config={"worker_niceness": 0},  # by default 15, so that any other process takes the core from training
         **_QUIET,
         **options,
     )
@@ -133,19 +134,15 @@ class Mailbox:
     def put(self, name: str, **fields: Any) -> None:
         self._queue.actor.put_nowait.remote((name, fields))  # type: ignore[attr-defined]  # nobody waits
 
-    def drain(self, progress: Progress) -> None:
-        """Shows what has arrived."""
-        for name, fields in self._take():
-            progress.update(name, **fields)
-
-    def _take(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        try:
-            while True:
-                yield self._queue.get_nowait()
-        except Empty:
-            return
+    def read(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What arrives, until the mailbox is closed. Waits without asking again and again: that would cost training."""
+        while (message := self._queue.get()) is not None:
+            yield message
 
     def close(self) -> None:
+        self._queue.put(None)
+
+    def remove(self) -> None:
         self._queue.shutdown(force=True)
 
 
@@ -204,11 +201,10 @@ def train_on_workers(
     experiment = Experiment.from_dict(spec.experiment)
     gpus = gpus_for(experiment.training.device)
     filesystem, path = ray_storage(storage.join(spec.out, "ray"))
-    errors = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
-        _work,
+        _work,  # type: ignore[arg-type]  # typed as returning nothing; what rank 0 returns is in the Result
         train_loop_config={
-            "spec": asdict(spec), "table": table_ref, "mailbox": mailbox, "name": name, "errors": errors,
+            "spec": asdict(spec), "table": table_ref, "mailbox": mailbox, "name": name,
             "threads": cpus_per_worker(workers),
         },
         scaling_config=ScalingConfig(
@@ -226,23 +222,22 @@ def train_on_workers(
     )  # fmt: skip
     interrupts = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit()
-        if not errors.empty():
-            raise errors.get()
+        error = trainer.fit().return_value  # type: ignore[attr-defined]  # of Ray Train's own Result
     except SystemExit:  # Ray Train's own SIGINT handler stops the workers, and then ends the process with 1
         raise KeyboardInterrupt from None
-    except ray.train.TrainingFailedError as error:
-        reason = " ".join(str(error).split())[-300:]
-        raise TrainingFailed(f"{spec.out}: workers failed {MAX_FAILURES + 1} times: {reason}") from error
+    except ray.train.TrainingFailedError as failure:
+        reason = " ".join(str(failure).split())[-300:]
+        raise TrainingFailed(f"{spec.out}: workers failed {MAX_FAILURES + 1} times: {reason}") from failure
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupts)  # Ray's would stay, and keep the controller's actor alive
-        errors.shutdown(force=True)
         storage.remove(storage.join(spec.out, "ray"))
+    if error is not None:
+        raise error
 
 
-def _work(config: dict[str, Any]) -> None:
-    """What every DDP worker does."""
+def _work(config: dict[str, Any]) -> Exception | None:
+    """What every DDP worker does. Returns an error after which starting again would end the same."""
     spec = RunSpec(**config["spec"])
     experiment = Experiment.from_dict(spec.experiment)
     context = ray.train.get_context()
@@ -258,9 +253,9 @@ def _work(config: dict[str, Any]) -> None:
             if rank == 0:
                 show_epoch(config["mailbox"], config["name"], spec, metrics, experiment.training.epochs)
         finish_run(spec, fit, rows)
-    except (Diverged, ValueError) as error:  # starting again would end the same
-        if rank == 0:
-            config["errors"].put(error)
+    except (Diverged, ValueError) as error:
+        return error
+    return None
 
 
 def ray_storage(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -274,18 +269,16 @@ def ray_storage(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
 @contextmanager
 def shown(mailbox: Mailbox, progress: Progress) -> Iterator[None]:
     """Shows what workers send while the body blocks."""
-    stop = threading.Event()
 
-    def pump() -> None:
-        while not stop.wait(0.2):
-            mailbox.drain(progress)
+    def show() -> None:
+        for name, fields in mailbox.read():
+            progress.update(name, **fields)
 
-    thread = threading.Thread(target=pump, daemon=True)
+    thread = threading.Thread(target=show, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        stop.set()
-        thread.join()
-        mailbox.drain(progress)
         mailbox.close()
+        thread.join()
+        mailbox.remove()

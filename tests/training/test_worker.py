@@ -12,11 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import TINY, quiet, wait_for
+from tiny import TINY, quiet, wait_for, workers_of
 
 from braintum import storage
 from braintum.config import Experiment
@@ -36,18 +35,6 @@ RUN = {"model.name": "joint_unet", **TINY, "training.epochs": 3}
 
 def digest(out: Path) -> str:
     return hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
-
-
-def workers_of(kind: str) -> list[psutil.Process]:
-    """Living Ray workers below this process whose title says `kind`."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if kind in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def test_run_leaves_what_the_design_says_and_is_the_plain_loop(tiny_phantom: str, tmp_path: Path) -> None:
