@@ -175,6 +175,14 @@ class Experiment(Part):
                 f"data.image_size: {self.data.image_size} is not divisible by {self.model.divisor}, "
                 f"which {self.model.name} needs with these options"
             )
+        if self.data.image_size < self.model.smallest:
+            raise ValueError(
+                f"data.image_size: {self.data.image_size} is too small for {self.model.name} with these options, "
+                f"which needs {self.model.smallest} or more"
+            )
+        weight = {"segmentation": self.loss.segmentation_weight, "classification": self.loss.classification_weight}
+        if not any(weight[task] for task in self.model.tasks):
+            raise ValueError(f"loss: every task of {self.model.name} has weight 0, so nothing would be trained")
         if self.schedule.name == "cosine" and self.schedule.option("warmup_epochs") >= self.training.epochs:
             raise ValueError("schedule.warmup_epochs: must be less than training.epochs")
         return self

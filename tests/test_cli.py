@@ -169,6 +169,13 @@ def test_a_command_line_that_cannot_be_read(capfd: pytest.CaptureFixture[str], c
     refused(capfd, command, says)
 
 
+def test_the_address_of_a_dashboard_is_no_cluster(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, phantom: Path
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    refused(capfd, ["train", "--data", str(phantom), "--out", str(tmp_path / "out")], "is for `ray job`; unset it")
+
+
 def test_an_output_of_ingest_that_exists(capfd: pytest.CaptureFixture[str], tmp_path: Path, folder: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious.txt").write_text("keep")

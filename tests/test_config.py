@@ -81,6 +81,7 @@ def test_digest_is_that_of_the_resolved_settings(tmp_path) -> None:
         ("training.batch_size=1.5", "training.batch_size: 1.5: Input should be a valid integer"),
         ("training.batch_size=true", "training.batch_size: True: Input should be a valid integer"),
         ("data.image_size=100", "data.image_size: 100 is not divisible by 16, which unet needs"),
+        ("loss.segmentation_weight=0", "loss: every task of unet has weight 0, so nothing would be trained"),
         ("data.classes=[glioma]", "classes: a classifier needs two or more classes"),
         ("data.classes={a: [x], b: [x]}", "classes: label 'x' is in two classes"),
         ("model.attention_width=0.5", "attention_width has no effect with attention=none"),
@@ -264,3 +265,11 @@ def test_checking_a_configuration_needs_neither_torch_nor_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("architecture", ["joint_unet", "classifier"])
+def test_a_deepest_stage_of_one_pixel_has_no_instance_norm(architecture: str) -> None:
+    settings = {"model.name": architecture, "data.image_size": 16}
+    with pytest.raises(ConfigError, match=f"16 is too small for {architecture} with these options, which needs 32"):
+        Experiment.load(None, {**settings, "model.norm": "instance"})
+    assert Experiment.load(None, {**settings, "model.norm": "group"}).data.image_size == 16

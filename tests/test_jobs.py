@@ -86,20 +86,21 @@ def test_job_is_stopped_with_its_state_saved_and_resumed(head: dict[str, str], t
     ray(head, *submit, "--no-wait", "--submission-id", "first", *entry)
     second = out / "trials" / "unet-1" / "history.json"
     deadline = time.monotonic() + 180
-    while not second.exists():
+    while not second.exists() or len(json.loads(second.read_text())) < 2:
         assert time.monotonic() < deadline, ray(head, "logs", "first")
         time.sleep(0.1)
+    asked = time.monotonic()
     ray(head, "stop", "first")
+    print(f"`ray job stop` returned after {time.monotonic() - asked:.1f} s")
     assert "STOPPED" in ray(head, "status", "first").upper()
     assert "what was saved stays" in ray(head, "logs", "first"), "it ended by itself, before it would be killed"
     study = optuna.load_study(study_name="unet", storage=f"sqlite:///{out}/optuna.db")
     assert [trial.state.name for trial in study.trials][:2] == ["COMPLETE", "RUNNING"]
-    kept = len(json.loads(second.read_text()))
+    kept = json.loads(second.read_text())
     first_trial = (out / "trials" / "unet-0" / "history.json").stat().st_mtime_ns
     log = ray(head, *submit, "--submission-id", "again", *entry, "--resume")
     assert "succeeded" in log.lower()
-    epochs = [row["epoch"] for row in json.loads(second.read_text())]
-    assert kept >= 1
-    assert epochs == sorted(set(epochs)), "no epoch is trained twice"
+    assert len(kept) >= 2
+    assert json.loads(second.read_text())[: len(kept) - 1] == kept[:-1], "no saved epoch again"
     assert first_trial == (out / "trials" / "unet-0" / "history.json").stat().st_mtime_ns
     assert sum(json.loads((out / "summary.json").read_text())["trials"].values()) == 4

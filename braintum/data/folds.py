@@ -99,10 +99,10 @@ def _source_folds(table: SliceTable) -> list[str]:
     names = {name for name in table.source_fold_R if name is not None} - {TEST}
     if len(names) < 2:
         return []
-    return sorted(names, key=_natural)
+    return sorted(names, key=natural_order)
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
+def natural_order(name: str) -> list[tuple[int, int, str]]:
     """Sorts "2" before "10", and "fold2" before "fold10"."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
@@ -112,7 +112,7 @@ def _not_test(table: SliceTable) -> Rows:
 
 
 def _cut(table: SliceTable, rows: Rows, fraction: float, seed: int, part_name: str) -> tuple[Rows, Rows]:
-    """(rest, part): whole groups, drawn so that the part holds about `fraction` of every class.
+    """(rest, part): whole groups, drawn so that the part holds about `fraction` of every class, and of the masks.
 
     Groups are visited in a random order and join the part where that brings its shares closer to `fraction`. With a
     few large groups (folds) that is one whole group.
@@ -122,6 +122,9 @@ def _cut(table: SliceTable, rows: Rows, fraction: float, seed: int, part_name: s
         raise DataError(f"{part_name}: all slices are of one group, so none can be held out; add cases")
     count_GN = np.zeros((len(groups), len(table.classes) + 1))
     np.add.at(count_GN, (group_R, table.label_R[rows]), 1)  # no label: -1, the last column
+    has_mask_R = table.has_mask_R[rows]
+    if not has_mask_R.all():
+        count_GN = np.column_stack([count_GN, np.bincount(group_R, has_mask_R, len(groups))])
     share_GN = count_GN[:, count_GN.any(axis=0)]
     share_GN = share_GN / share_GN.sum(axis=0)
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from braintum.data.folds import natural_order
 from braintum.data.schema import DataError
 from braintum.evaluation.metrics import FloatArray, IntArray, agreement, auroc
 
@@ -119,7 +120,7 @@ def summarise(predictions: pa.Table) -> dict[str, Any]:
     metrics = _metrics(scores)
     folds = {
         fold: {name: value["mean"] for name, value in _metrics(scores.take(scores.fold_R == fold)).items()}
-        for fold in sorted(set(scores.fold_R))
+        for fold in sorted(set(scores.fold_R), key=natural_order)
     }
     over_folds = {
         name: _mean_sd(np.array([folds[fold][name] for fold in folds if folds[fold].get(name) is not None]))

@@ -35,6 +35,11 @@ class ClassifierConfig(ModelConfig):
     def divisor(self) -> int:
         return 1 << self.depth
 
+    @property
+    def smallest(self) -> int:
+        """Instance norm makes a deepest stage of one pixel zero, whatever was in it."""
+        return self.divisor * (2 if self.norm == "instance" else 1)
+
     def build(self, in_channels: int, num_classes: int, num_masks: int) -> nn.Module:
         from braintum.models.networks.classifier import Classifier
 

@@ -38,6 +38,11 @@ class ModelConfig(Part):
         """Height and width of a slice must be multiples of this."""
         return 1
 
+    @property
+    def smallest(self) -> int:
+        """The smallest height and width of a slice."""
+        return self.divisor
+
     def build(self, in_channels: int, num_classes: int, num_masks: int) -> nn.Module:
         """The network: `forward(image_BCHW) -> Output` (braintum.models.output)."""
         raise NotImplementedError(f"{type(self).__name__} does not build a network")

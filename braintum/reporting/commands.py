@@ -15,14 +15,17 @@ SPACE = "space.yaml"
 def settings_files(results: Results) -> dict[str, str]:
     """YAML by file name: the Experiment of each configuration, and a study's search space, with its number of trials.
 
-    `train`, `crossval` and `search` read them. A space's `resources` are not in a study's files: the defaults hold.
+    `train`, `crossval` and `search` read them.
     """
     files = {_experiment_file(entry): _yaml(entry.about["experiment"]) for entry in results.entries}
     if results.study:
         space = results.study.about["space"]
         parameters = {path: _given(parameter) for path, parameter in space["parameters"].items()}
         trials = sum(results.summary["trials"].values())
-        written = {**space, "scheduler": _given(space["scheduler"]), "parameters": parameters, "trials": trials}
+        written = {
+            **space, "scheduler": _given(space["scheduler"]), "parameters": parameters, "trials": trials,
+            "resources": results.summary["resources"],
+        }  # fmt: skip
         files[SPACE] = _yaml(written)
     return files
 

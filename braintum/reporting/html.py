@@ -153,7 +153,12 @@ def _facts(results: Results) -> dict[str, str]:
     facts["held out"] = _held_out(entry, card)
     if results.study:
         facts["trials"] = str(len(results.study.trials))
-    facts["time"] = _duration(results.summary["seconds"])
+    spent = {
+        "run": "training time",
+        "cross-validation": "training time, sum of folds",
+        "study": "time since the last start",
+    }
+    facts[spent[results.kind]] = _duration(results.summary["seconds"])
     if "versions" in results.summary:
         facts["trained with"] = ", ".join(f"{name} {number}" for name, number in results.summary["versions"].items())
     facts["report made"] = f"{datetime.now(UTC):%Y-%m-%d} (UTC), by braintum {version('braintum')}"

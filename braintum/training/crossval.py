@@ -27,6 +27,7 @@ from braintum.training.worker import (
     connect,
     cpus_per_worker,
     gpus_for,
+    refuse_unplaceable,
     show_epoch,
     shown,
     train_on_workers,
@@ -57,7 +58,7 @@ def crossval(
     specs = [RunSpec.of(experiment, data_url, storage.join(whole.out, f"fold-{name}"), name, folds) for name in names]
     for spec in specs:
         usable_rows(experiment, table, spec.split(table).train, workers)
-    gpus_for(experiment.training.device)
+    refuse_unplaceable(workers, experiment.training.device)
     prepare_out(whole.out, about_run(whole, table.digest), resume=resume)
     if not storage.exists(storage.join(whole.out, "summary.json")):
         _train_folds(specs, table_ref, table.digest, workers, progress)
@@ -79,6 +80,8 @@ def _train_folds(
             name, what=experiment.model.name, state="complete" if done else "waiting", epochs=experiment.training.epochs
         )
         if not done:
+            if not storage.exists(storage.join(spec.out, "experiment.json")):
+                storage.remove(spec.out)  # stopped before anything was written
             prepare_out(spec.out, about_run(spec, digest), resume=True)
             todo[name] = spec
     mailbox = Mailbox()
@@ -107,6 +110,7 @@ def _run_fold(spec: RunSpec, table: SliceTable, mailbox: Mailbox, name: str, thr
     torch.set_num_threads(threads)
     keep_freed_memory()
     epochs = Experiment.from_dict(spec.experiment).training.epochs
+    mailbox.put(name, state="training")
     for metrics in run(spec, table):
         show_epoch(mailbox, name, spec, metrics, epochs)
 

@@ -268,22 +268,29 @@ def usable_rows(experiment: Experiment, table: SliceTable, train_rows: Rows, wor
     Raises DataError or ConfigError for what could not be trained: a task without targets in the rows, a part without
     a class, fewer slices than workers.
     """
-    name, tasks, label_R = experiment.model.name, experiment.model.tasks, table.label_R[train_rows]
-    if "segmentation" in tasks and not table.has_mask_R[train_rows].any():
-        raise DataError(f"model.name: {name} segments, and no training slice has a mask; use a classifier or add masks")
-    if "classification" in tasks and len(np.unique(label_R[label_R >= 0])) < 2:
-        found = "is of one class" if (label_R >= 0).any() else "has a label"
-        kind = "every training slice" if (label_R >= 0).any() else "no training slice"
-        raise DataError(f"model.name: {name} classifies, and {kind} {found}; use a segmenter or add classes")
+    refuse_without_targets(experiment, table, train_rows, "training")
     fit_rows, validation_rows = train_rows, np.empty(0, dtype=np.int64)
     if experiment.needs_validation:
         fit_rows, validation_rows = validation_split(
             table, train_rows, experiment.data.validation, experiment.training.seed
         )
+        refuse_without_targets(experiment, table, fit_rows, "fitted")
+        refuse_without_targets(experiment, table, validation_rows, "validation")
     steps_per_epoch(len(fit_rows), experiment.training.batch_size, world_size)
     if experiment.loss.class_weights == "balanced":
         balanced_class_weights(table.label_R[fit_rows], len(table.classes))
     return fit_rows, validation_rows
+
+
+def refuse_without_targets(experiment: Experiment, table: SliceTable, rows: Rows, part: str) -> None:
+    """Raises DataError where the rows of a part lack what a task of the model is trained or scored by."""
+    name, tasks, label_R = experiment.model.name, experiment.model.tasks, table.label_R[rows]
+    if "segmentation" in tasks and not table.has_mask_R[rows].any():
+        raise DataError(f"model.name: {name} segments, and no {part} slice has a mask; use a classifier or add masks")
+    if "classification" in tasks and len(np.unique(label_R[label_R >= 0])) < 2:
+        found = "is of one class" if (label_R >= 0).any() else "has a label"
+        kind = f"every {part} slice" if (label_R >= 0).any() else f"no {part} slice"
+        raise DataError(f"model.name: {name} classifies, and {kind} {found}; use a segmenter or add classes")
 
 
 def build_model(experiment: Experiment, table: SliceTable) -> nn.Module:

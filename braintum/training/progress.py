@@ -26,12 +26,18 @@ class Row:
     score: float | None = None
     slices_per_second: float | None = None
     started: float = field(default_factory=time.monotonic)
+    began_at: int | None = None
+    """Finished epochs when this training began or went on; known with its first epoch."""
+    reached: float = 0.0
+    """When its last epoch ended."""
 
     @property
     def seconds_left(self) -> float | None:
-        if self.state != "training" or not self.epoch:
+        """At the pace of the epochs that were trained here."""
+        if self.state != "training" or self.began_at is None:
             return None
-        return (time.monotonic() - self.started) / self.epoch * (self.epochs - self.epoch)
+        pace = (self.reached - self.started) / (self.epoch - self.began_at)
+        return max(0.0, pace * (self.epochs - self.epoch) - (time.monotonic() - self.reached))
 
 
 class Progress:
@@ -82,7 +88,10 @@ class Progress:
         row = self.rows.setdefault(name, Row(name, what or name))
         changed = state is not None and state != row.state
         if changed and state == "training":
-            row.started = time.monotonic()
+            row.started, row.began_at = time.monotonic(), None
+        if epoch and epoch != row.epoch:
+            row.reached = time.monotonic()
+            row.began_at = epoch - 1 if row.began_at is None else row.began_at
         given = {
             "what": what, "state": state, "epoch": epoch, "epochs": epochs, "fold": fold,
             "score": score, "slices_per_second": slices_per_second,

@@ -64,6 +64,8 @@ def connect() -> None:
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS", "auto")
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(f"RAY_ADDRESS: {address}: is for `ray job`; unset it, or give HOST:6379, auto or local")
     if address != "local":
         inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # its runtime_env is set by `ray job submit`
         try:
@@ -114,6 +116,17 @@ def gpus_for(device: str) -> int:
     if device == "cuda" and not has:
         raise ConfigError("training.device: 'cuda': the cluster has no GPU; use auto or cpu")
     return int(has and device != "cpu")
+
+
+def refuse_unplaceable(workers: int, device: str) -> None:
+    """Raises ConfigError for more workers than the cluster has GPUs, or cores, for: Ray would wait for ever.
+
+    A cluster that has none yet may be one that grows.
+    """
+    kind = "GPU" if gpus_for(device) else "CPU"
+    has = ray.cluster_resources().get(kind, 0)
+    if 0 < has < workers:
+        raise ConfigError(f"workers: {workers} need {workers} {kind}s, and the cluster has {has:g}; use fewer workers")
 
 
 def cpus_per_worker(workers: int) -> int:
@@ -174,13 +187,15 @@ def train(
 
     Raises ConfigError or DataError before anything starts, Diverged, or TrainingFailed.
     """
+    if folds is not None and fold is None:
+        raise ConfigError(f"folds: {folds} has no effect without a fold to hold out; name one with --fold")
     spec = RunSpec.of(experiment, data_url, out, fold, folds)
     refuse_at_once(spec.data_url, spec.out, resume=resume)
     connect()
     table_ref = share_table(spec.data_url, experiment.data)
     table: SliceTable = ray.get(table_ref)
     usable_rows(experiment, table, spec.split(table).train, workers)
-    gpus_for(experiment.training.device)
+    refuse_unplaceable(workers, experiment.training.device)
     prepare_out(spec.out, about_run(spec, table.digest), resume=resume)
     summary_url = storage.join(spec.out, "summary.json")
     if not storage.exists(summary_url):
@@ -247,6 +262,8 @@ def _work(config: dict[str, Any]) -> Exception | None:
     table: SliceTable = ray.get(config["table"])
     try:
         rows = spec.split(table)
+        if rank == 0:
+            config["mailbox"].put(config["name"], state="training")
         fit = Fit(experiment, table, rows.train, rank=rank, world_size=world_size)
         for metrics in train_epochs(spec, fit):
             ray.train.report(metrics)

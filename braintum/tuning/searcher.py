@@ -81,7 +81,8 @@ class OptunaSearcher(Searcher):
         return {"trial": asdict(spec)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._report(self._running[trial_id], result)
+        if "diverged" not in result:
+            self._report(self._running[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._running.pop(trial_id)
@@ -149,6 +150,8 @@ class StudySchedulers(FIFOScheduler):
         self._of(trial).on_trial_add(tune_controller, _named(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if "diverged" in result:
+            return TrialScheduler.CONTINUE  # it ends by itself
         return str(self._of(trial).on_trial_result(tune_controller, _named(trial), result))
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:

@@ -38,6 +38,8 @@ def check(space: SearchSpace) -> None:
         )
     if ARCHITECTURE in space.overrides or ARCHITECTURE in space.parameters:
         raise ConfigError(f"{ARCHITECTURE}: architectures are listed under `architectures`")
+    if "training.seed" in space.overrides or "training.seed" in space.parameters:
+        raise ConfigError("training.seed: has no effect, since each trial has a seed of its own; set sampler.seed")
     bases = {architecture: space.experiment(architecture, {}) for architecture in space.architectures}
     metrics = {
         name: [metric for metric in space.score if METRIC_TASK[metric] in base.model.tasks]

@@ -62,7 +62,7 @@ class OptunaFile:
             if changed > copied:
                 try:
                     self._copy()
-                except OSError as error:  # the search goes on, and the next round tries again
+                except Exception as error:  # noqa: BLE001 - object stores raise their own kinds; the next round tries again
                     _log.warning("%s: not copied, tried again in %s s: %s", self._url, COPY_SECONDS, error)
                     continue
                 copied = changed

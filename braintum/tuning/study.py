@@ -90,6 +90,7 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
         "trials": counts(trials),
         "best": _crossvalidate(space, best, data_url, out, progress),
         "busy_share": watch.busy / (seconds * slots.count) if watch.busy else None,
+        "resources": space.resources.model_dump(mode="json"),
         "search_seconds": seconds,
         "start_seconds": list(watch.starts.values()),
         "seconds": time.monotonic() - started,
@@ -110,12 +111,13 @@ def _crossvalidate(
         storage.write_bytes(storage.join(out, "best", f"{name}.yaml"), experiment.to_yaml().encode())
         place = storage.join(out, "crossval", name)
         before = storage.join(place, "experiment.json")
-        if storage.exists(before) and storage.read_json(before)["experiment"] != experiment.to_dict():
-            storage.remove(place)  # more trials found another winner
+        same = storage.exists(before) and storage.read_json(before)["experiment"] == experiment.to_dict()
+        if not same:
+            storage.remove(place)  # more trials found another winner, or it was stopped before anything was written
         progress.say(f"cross-validating the best {name} (trial {trial.number})")
         result = crossval(
             experiment, data_url, place, folds=space.folds, workers=space.resources.workers,
-            resume=storage.exists(place), progress=progress,
+            resume=same, progress=progress,
         )  # fmt: skip
         predictions.append(storage.read_table(storage.join(place, "predictions.parquet")))
         found[name] = {

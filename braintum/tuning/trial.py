@@ -68,7 +68,9 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
     experiment = Experiment.from_dict(spec.experiment)
     names = list(held_out_folds(table, spec.folds, seed=0))
     state_url = storage.join(spec.out, STATE)
-    state = load_state(state_url) or {"rows": [], "scores": [], "fit": None}
+    state = load_state(state_url)
+    if state is None or state["experiment"] != experiment.digest:  # of a trial that was lost before it was stored
+        state = {"rows": [], "scores": [], "fit": None}
     rows, scores = state["rows"], state["scores"]
     if rows:  # who resumes may not have heard of the last epoch: it was saved before it was told
         yield rows[-1]
@@ -104,7 +106,8 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
             if rank == 0:
                 storage.write_json(storage.join(spec.out, HISTORY), rows)
                 saved = None if fit.finished else fit.state_dict()
-                save_state(state_url, {"rows": rows, "scores": scores, "fit": saved})
+                about = {"experiment": experiment.digest, "rows": rows, "scores": scores}
+                save_state(state_url, {**about, "fit": saved})
             yield rows[-1]
             began = time.time()
         state["fit"] = None

@@ -12,7 +12,7 @@ from braintum.config import Data
 from braintum.data.folds import held_out_folds, split
 from braintum.data.table import SliceTable
 from braintum.settings import ConfigError
-from braintum.training.fit import usable_rows
+from braintum.training.fit import refuse_without_targets, usable_rows
 from braintum.tuning.space import SearchSpace
 
 
@@ -52,5 +52,7 @@ def refuse_unusable(space: SearchSpace, tables: dict[str, ray.ObjectRef[SliceTab
         table: SliceTable = ray.get(tables[view(experiment.data)])
         folds = list(held_out_folds(table, space.folds, seed=0))
         for fold in folds:
-            usable_rows(experiment, table, split(table, fold, space.folds, seed=0).train, space.resources.workers)
+            rows = split(table, fold, space.folds, seed=0)
+            usable_rows(experiment, table, rows.train, space.resources.workers)
+            refuse_without_targets(experiment, table, rows.held_out, f"held-out (fold {fold})")
     return table, len(folds)

@@ -166,6 +166,7 @@ def test_the_only_csv_is_the_manifest(folder: Path, tmp_path: Path) -> None:
         ("image,label,fold\na.png,x,1\nb.png,x,\n", "line 3: no fold"),
         ("image,label\na.png,x\nnone.png,x\n", "line 3: none.png: no such file"),
         ("image,label\na.png,x\n../raw/b.png,x\n../../etc/passwd,x\n", "line 4: ../../etc/passwd leaves the folder"),
+        ("image,label\na.png,x\nb\0.png,x\n", r"line 3: 'b\x00.png': no such file"),
         ("image,label\na.png,x\nbroken.png,x\n", "line 3: broken.png does not open"),
         ("image,label\na.png,x\nnotes.png,x\n", "line 3: notes.png does not open: not a PNG, JPEG or TIFF"),
         ("image,label\na.png,x\ntext.png,x\n", "line 3: text.png does not open: Decompressed data too large"),

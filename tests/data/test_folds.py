@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from example_rows import make_row
@@ -116,6 +118,13 @@ def test_impossible_splits_are_refused(make_table, rows, fold, folds, message: s
     with pytest.raises(DataError, match=message) as error:
         split(make_table(rows), fold, folds, seed=0)
     assert "\n" not in str(error.value)
+
+
+def test_scarce_masks_are_on_both_sides(make_table) -> None:
+    table = make_table([replace(row, mask_HW=row.mask_HW if row.case_id in ("4", "7") else None) for row in cases(30)])
+    fit, validation = validation_split(table, np.arange(len(table)), 0.2, seed=0)
+    assert table.has_mask_R[fit].any()
+    assert table.has_mask_R[validation].any()
 
 
 def test_a_group_in_two_folds_is_refused(make_table) -> None:

@@ -25,6 +25,7 @@ ARCHITECTURES = ("unet", "joint_unet", "classifier")
 SPACE = {
     "name": "three_small_ones", "architectures": list(ARCHITECTURES), "base": "fast", "folds": FOLDS, "trials": 15,
     "overrides": {"data.image_size": 32, "optim.clip_norm": None}, "scheduler": {"name": "none"},
+    "resources": {"max_concurrent": 1},
     "parameters": {
         "optim.lr": {"log_uniform": [1e-4, 1.0]},
         "loss.segmentation": {"choice": ["bce_dice", "dice_ce"], "when": {"tasks": ["segmentation", "both"]}},
@@ -100,7 +101,10 @@ def write_study(data_url: str, table: SliceTable, out: str) -> None:
         best[name] = {"trial": 4, "score": 0.5, "experiment": small(name).to_dict(), **result}
     counts = {"complete": 9, "pruned": 6, "failed": 0}
     versions = {"torch": torch.__version__}
-    summary = {"trials": counts, "best": best, "busy_share": 0.9, "seconds": 75.0, "data": data, "versions": versions}
+    summary = {
+        "trials": counts, "best": best, "busy_share": 0.9, "seconds": 75.0, "data": data, "versions": versions,
+        "resources": space.resources.model_dump(mode="json"),
+    }  # fmt: skip
     storage.write_json(storage.join(out, "summary.json"), summary)
 
 

@@ -20,9 +20,11 @@ from tiny import TINY, quiet, wait_for, workers_of
 from braintum import storage
 from braintum.config import Experiment
 from braintum.data.ingest.phantom import phantom_rows
+from braintum.data.schema import DataError
 from braintum.data.shards import write_dataset
 from braintum.data.table import load_table
 from braintum.settings import ConfigError
+from braintum.training.checkpoint import load_state
 from braintum.training.crossval import crossval
 from braintum.training.fit import Diverged
 from braintum.training.run import RunSpec, run
@@ -35,6 +37,13 @@ RUN = {"model.name": "joint_unet", **TINY, "training.epochs": 3}
 
 def digest(out: Path) -> str:
     return hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+
+
+def seconds_of_epochs(out: Path) -> list[float]:
+    """How long each epoch took that the run has saved: an epoch that is trained again takes another time."""
+    state = load_state(str(out / "state.pt"))
+    assert state is not None
+    return [row["seconds"] for row in state["history"]]
 
 
 def test_run_leaves_what_the_design_says_and_is_the_plain_loop(tiny_phantom: str, tmp_path: Path) -> None:
@@ -74,11 +83,13 @@ def test_killed_worker_is_started_again_and_changes_nothing(tiny_phantom: str, t
     victims = workers_of("RayTrainWorker")
     assert len(victims) == 2
     victims[0].send_signal(signal.SIGKILL)
+    seconds = seconds_of_epochs(out)
     thread.join(180)
     assert results, "the run did not end"
     assert results[0]["epochs"] == 15
     assert pq.read_table(out / "history.parquet")["epoch"].to_pylist() == list(range(1, 16))
     assert digest(out) == digest(tmp_path / "calm")
+    assert pq.read_table(out / "history.parquet")["seconds"].to_pylist()[: len(seconds)] == seconds, "no epoch again"
 
 
 def test_divergence_is_said_and_not_retried(tiny_phantom: str, tmp_path: Path) -> None:
@@ -109,9 +120,32 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     experiment = Experiment.load(None, {**RUN, **settings})
     for number, start in enumerate((train, crossval)):
         out = tmp_path / f"out-{number}"
+        fold: dict[str, Any] = {"fold": "1"} if start is train else {}
         with pytest.raises(ValueError, match=says):
-            start(experiment, data, str(out), folds=2, workers=2, progress=quiet())
+            start(experiment, data, str(out), folds=2, workers=2, progress=quiet(), **fold)
         assert not out.exists()
+
+
+def test_more_workers_than_the_cluster_has_cores_are_refused(tiny_phantom: str, tmp_path: Path) -> None:
+    for start in (train, crossval):
+        with pytest.raises(ConfigError, match="workers: 3 need 3 CPUs, and the cluster has 2"):
+            start(Experiment.load(None, RUN), tiny_phantom, str(tmp_path / "out"), workers=3, progress=quiet())
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("masks_in", ["2", "4"])
+def test_masks_in_one_fold_only_are_too_few_to_choose_by(tmp_path: Path, masks_in: str) -> None:
+    """Folds are the groups: whichever is cut off to validate on, fitting or validation is left without a mask."""
+    rows = []
+    for k, row in enumerate(phantom_rows(cases=32, slices_per_case=2, size=32, seed=0)):
+        fold = f"{k // 8 % 4 + 1}"  # four cases, one of each class, at a time
+        mask_HW = row.mask_HW if fold == masks_in else None
+        rows.append(replace(row, case_id=None, group=f"fold:{fold}", source_fold=fold, mask_HW=mask_HW))
+    data = str(tmp_path / "data")
+    write_dataset(rows, data, name="set", provenance="drawn", licence=None)
+    with pytest.raises(DataError, match=r"segments, and no (fitted|validation) slice has a mask"):
+        train(Experiment.load(None, RUN), data, str(tmp_path / "out"), fold="1", progress=quiet())
+    assert not (tmp_path / "out").exists()
 
 
 def test_cross_validation_and_its_resume(tiny_phantom: str, tmp_path: Path) -> None:
@@ -149,6 +183,8 @@ def test_interrupted_run_exits_130_and_resumes(tiny_phantom: str, tmp_path: Path
     assert "--resume" in stderr
     assert "Traceback" not in stderr
     assert not (out / "summary.json").exists()
+    seconds = seconds_of_epochs(out)
     experiment = Experiment.load(None, {**settings, "training.early_stopping": None})
     train(experiment, tiny_phantom, str(out), resume=True, progress=quiet())
     assert pq.read_table(out / "history.parquet")["epoch"].to_pylist() == list(range(1, 16))
+    assert pq.read_table(out / "history.parquet")["seconds"].to_pylist()[: len(seconds)] == seconds, "no epoch again"

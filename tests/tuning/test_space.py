@@ -210,6 +210,7 @@ ALL = ["unet", "classifier", "joint_unet"]
         ({"architectures": None}, "architectures: Field required"),
         ({"name": "a/b"}, "name: 'a/b'"),
         ({"base": "papers/vgg"}, "recipes: fast"),
+        ({"overrides": {"training.seed": 5}}, "training.seed: has no effect"),
         ({"overrides": {"optim.lrr": 1}}, "optim.lrr: no such field"),
         ({"overrides": {"model.name": "unet"}}, "listed under `architectures`"),
         ({"trials": 1}, "trials: 1: too few for 2 architectures"),

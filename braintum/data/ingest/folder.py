@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,7 +81,7 @@ def _read_manifest(manifest: Path) -> list[Line]:
         text = manifest.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{manifest.name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     columns = [column.strip() for column in reader.fieldnames or []]
     reader.fieldnames = columns
     _check_columns(manifest.name, columns)
@@ -167,6 +168,8 @@ def _rows(root: Path, lines: list[Line], size: int | None) -> Iterator[Row]:
 
 
 def _inside(root: Path, relative: str, where: str) -> Path:
+    if "\0" in relative:
+        raise DataError(f"{where}: {relative!r}: no such file")
     path = (root / relative).resolve()
     if not path.is_relative_to(root.resolve()):
         raise DataError(f"{where}: {relative} leaves the folder; keep all files inside it")

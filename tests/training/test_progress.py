@@ -1,0 +1,44 @@
+"""What a person sees of a training: how long it still takes, and lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from braintum.training.progress import Progress
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize("done", [0, 50])
+def test_time_left_is_at_the_pace_of_the_epochs_trained_here(clock: list[float], done: int) -> None:
+    progress = Progress("run", quiet=True)
+    progress.update("a", state="waiting", epochs=100)
+    clock[0] += 30
+    progress.update("a", state="training")
+    assert progress.rows["a"].seconds_left is None
+    for epoch in (done + 1, done + 2):
+        clock[0] += 60
+        progress.update("a", state="training", epoch=epoch)
+        assert progress.rows["a"].seconds_left == 60 * (100 - epoch)
+    clock[0] += 20
+    assert progress.rows["a"].seconds_left == 60 * (98 - done) - 20
+
+
+def test_a_line_for_each_change_and_every_ten_seconds(clock: list[float], capfd: pytest.CaptureFixture[str]) -> None:
+    with Progress("run") as progress:
+        progress.update("a", what="unet", state="training", epochs=9)
+        for epoch in range(1, 5):
+            clock[0] += 4
+            progress.update("a", epoch=epoch, score=0.5)
+        progress.update("a", state="complete")
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split("  ")[3:5] for line in lines] == [
+        ["training", "epoch 0/9"], ["training", "epoch 3/9"], ["complete", "epoch 4/9"],
+    ]  # fmt: skip

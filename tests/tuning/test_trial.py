@@ -1,0 +1,49 @@
+"""Trials without Tune: whose state they go on from, and what is told of one that diverged."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.trial import TrialState
+from tiny import TINY
+
+from braintum.config import Experiment
+from braintum.data.table import load_table
+from braintum.tuning.searcher import OptunaSearcher
+from braintum.tuning.space import SearchSpace
+from braintum.tuning.trial import TrialSpec, trial_epochs
+
+
+def spec_of(out: Path, **overrides: Any) -> TrialSpec:
+    experiment = Experiment.load("fast", {"model.name": "unet", **TINY, "training.epochs": 2, **overrides})
+    return TrialSpec("unet", 0, experiment.to_dict(), "", str(out), 2, {"dice": 1.0})
+
+
+def test_a_trial_goes_on_from_its_own_state_and_from_no_other(tiny_phantom: str, tmp_path: Path) -> None:
+    mine, other = spec_of(tmp_path), spec_of(tmp_path, **{"optim.lr": 1e-5})
+    table = load_table(tiny_phantom, Experiment.from_dict(mine.experiment).data)
+    first_fold = list(islice(trial_epochs(mine, table), 2))
+    assert [row["folds_done"] for row in first_fold] == [0, 1]
+    assert next(trial_epochs(mine, table)) == first_fold[-1]
+    assert next(trial_epochs(other, table))["epoch"] == 1
+
+
+def test_a_diverged_trial_is_told_as_failed_without_a_score(tmp_path: Path) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text(yaml.safe_dump({
+        "name": "s", "architectures": ["unet"], "base": "fast", "overrides": TINY, "trials": 1,
+        "parameters": {"optim.lr": {"log_uniform": [1e-3, 1e-1]}},
+    }))  # fmt: skip
+    study = optuna.create_study(direction="maximize")
+    searcher = OptunaSearcher(SearchSpace.load(file), {"unet": study}, lambda *_: spec_of(tmp_path))
+    diverged = {"diverged": "the loss became nan at epoch 1, step 2", "finished": False, "epoch": 0, "score": 0.0}
+    searcher.suggest("a")
+    searcher.on_trial_result("a", diverged)  # as the workers of a DDP trial report it, before they end
+    searcher.on_trial_complete("a", diverged)
+    trial = study.trials[0]
+    assert (trial.state, trial.intermediate_values) == (TrialState.FAIL, {})
+    assert trial.user_attrs["failure"] == diverged["diverged"]
