@@ -8,7 +8,7 @@ own on one thread, as many at a time as there are cores; its epochs are as many 
 first steps, so that its learning-rate cycle ends with them. CPU seconds are counted, so that pauses and neighbours
 cost nobody anything. What a contender reached is kept under --out: one that is there is not run again.
 
-- `braintum`: the recipe `fast`, its length set.
+- `braintum`: the recipe `fast`, its length set, predictions averaged over flips as it says.
 - `plain_batch`, `plain_instance`: the usual loop of torch's tutorials (https://docs.pytorch.org/tutorials/beginner/
   basics/optimization_tutorial.html) with our joint U-Net of 16 base channels, AdamW, torch's OneCycleLR to 3e-3, flips
   and rotations in batch; BatchNorm and Dice over the batch, or InstanceNorm and Dice per slice.
@@ -145,9 +145,13 @@ def contend(name: str, data: str, fold: str, minutes: float, seed: int) -> dict[
     epochs = max(1, int(minutes * 60 / (seconds / len(few) * len(rows.train))))
     training, seconds = trained(name, experiment, table, rows.train, epochs)
     if name == "braintum":
-        scores = training.score_rows(rows.held_out)
+        training.model.load_state_dict(training.kept_weights())
+        mirrors = experiment.augment.mirrors
     else:
-        scores = selection_metrics(slice_scores(training.model, table, rows.held_out, device="cpu"), table.classes)
+        mirrors = [()]
+    scores = selection_metrics(
+        slice_scores(training.model, table, rows.held_out, device="cpu", mirrors=mirrors), table.classes
+    )
     return {
         **{key: scores[key] for key in ("dice", "accuracy", "macro_f1") if key in scores},
         "epochs": epochs,

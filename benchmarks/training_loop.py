@@ -51,6 +51,7 @@ def settings(size: int, width: int, epochs: int) -> Experiment:
             "training.weights": "last",
             "training.average_decay": None,
             "optim.clip_norm": None,
+            "augment.test_time": False,
             **{f"augment.{name}": 0.0 for name in ("flip_horizontal", "flip_vertical", "rotate")},
             **{f"augment.{name}": 0.0 for name in ("scale", "shift", "brightness", "contrast")},
         },

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from importlib import resources
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -123,6 +124,21 @@ class Augment(Part):
     shift: float = Field(0.05, ge=0, lt=1, description="share of the side, uniform in ±, each axis")
     brightness: float = Field(0.1, ge=0, le=1, description="added to intensities in [0, 1], uniform in ±")
     contrast: float = Field(0.1, ge=0, lt=1, description="factor around the slice's mean, uniform in 1 ±")
+    test_time: bool = Field(False, description="average final predictions over the flips that are trained with")
+
+    @model_validator(mode="after")
+    def _has_flips(self) -> Self:
+        if self.test_time and not (self.flip_horizontal or self.flip_vertical):
+            raise ValueError("test_time has no effect without flips. Leave it out")
+        return self
+
+    @property
+    def mirrors(self) -> list[tuple[int, ...]]:
+        """The axes of [B, C, H, W] by which a slice is flipped for each of the predictions that are averaged."""
+        axes = [
+            axis for axis, share in ((2, self.flip_vertical), (3, self.flip_horizontal)) if self.test_time and share
+        ]
+        return [chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count)]
 
 
 class Training(Part):

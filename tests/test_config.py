@@ -273,3 +273,8 @@ def test_a_deepest_stage_of_one_pixel_has_no_instance_norm(architecture: str) ->
     with pytest.raises(ConfigError, match=f"16 is too small for {architecture} with these options, which needs 32"):
         Experiment.load(None, {**settings, "model.norm": "instance"})
     assert Experiment.load(None, {**settings, "model.norm": "group"}).data.image_size == 16
+
+
+def test_predictions_are_averaged_over_flips_only_where_there_are_flips() -> None:
+    with pytest.raises(ConfigError, match="test_time has no effect without flips"):
+        Experiment.load("fast", {"augment.flip_horizontal": 0.0, "augment.flip_vertical": 0.0})

@@ -36,9 +36,12 @@ def slice_scores(
     *,
     device: torch.device | str,
     autocast_dtype: torch.dtype | None = None,
+    mirrors: Sequence[tuple[int, ...]] = ((),),
     batch_size: int = 64,
 ) -> dict[str, NDArray[np.generic]]:
     """Scores at training resolution, computed on the device, in the order of `rows`: for selection scores.
+
+    `mirrors`: see `Augment.mirrors`; choices are made on one prediction a slice unless told otherwise.
 
     Each array is R long, so that the scores of several workers' rows are joined by `np.concatenate`.
     With mask logits: `dice`, `iou`, `pixel_accuracy` (nan for a row without a mask) and `has_tumour` (False there too).
@@ -49,7 +52,7 @@ def slice_scores(
     num_pixels = 0
     with _evaluating(model):
         for batch in ordered_batches(table, rows, batch_size, device):
-            output = _forward(model, batch.image_BCHW, autocast_dtype)
+            output = _forward(model, batch.image_BCHW, autocast_dtype, mirrors)
             if output.mask_logits_BKHW is not None:
                 predicted_BHW, true_BHW = output.mask_logits_BKHW[:, 0] > 0, batch.mask_BKHW[:, 0] > 0.5
                 num_pixels = true_BHW[0].numel()
@@ -120,7 +123,7 @@ def prediction_table(
     position = 0
     with _evaluating(model):
         for batch in ordered_batches(table, rows, batch_size, device):
-            output = _forward(model, batch.image_BCHW, autocast_dtype)
+            output = _forward(model, batch.image_BCHW, autocast_dtype, experiment.augment.mirrors)
             mask_BHW = _native_masks(output, table.height, table.width)
             probability_BN = _probabilities(output)
             for b in range(len(batch.label_B)):
@@ -214,10 +217,17 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _forward(model: nn.Module, image_BCHW: Tensor, autocast_dtype: torch.dtype | None) -> Output:
+def _forward(
+    model: nn.Module, image_BCHW: Tensor, autocast_dtype: torch.dtype | None, mirrors: Sequence[tuple[int, ...]]
+) -> Output:
+    """The mean logits over the mirrored slices, masks flipped back (as nnU-Net does by default)."""
     with torch.autocast(image_BCHW.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-        output: Output = model(image_BCHW)
-    return output
+        outputs: list[Output] = [model(image_BCHW.flip(axes) if axes else image_BCHW) for axes in mirrors]
+    masks = [
+        o.mask_logits_BKHW.flip(a) for o, a in zip(outputs, mirrors, strict=True) if o.mask_logits_BKHW is not None
+    ]
+    classes = [o.class_logits_BN for o in outputs if o.class_logits_BN is not None]
+    return Output(torch.stack(masks).mean(0) if masks else None, torch.stack(classes).mean(0) if classes else None)
 
 
 def _native_masks(output: Output, height: int, width: int) -> NDArray[np.bool_] | None:

@@ -91,6 +91,36 @@ def test_scores_of_shares_join_to_scores_of_all() -> None:
         np.testing.assert_array_equal(np.concatenate([share[name] for share in shares]), values)
 
 
+class Upright(nn.Module):
+    """Draws right of the middle whatever the slice; says class 0 as far as the top left corner is bright."""
+
+    def forward(self, image_BCHW: Tensor) -> Output:
+        logits_BKHW = torch.full_like(image_BCHW, -1.0)
+        logits_BKHW[..., SIDE // 2 :] = 3.0
+        corner_B = image_BCHW[:, 0, 0, 0]
+        return Output(logits_BKHW, torch.stack([corner_B, torch.zeros_like(corner_B)], dim=1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "share", "corner"),
+    [
+        ({}, 0.5, 1.0),
+        ({"augment.test_time": True, "augment.flip_vertical": 0.0}, 1.0, 0.5),
+        ({"augment.test_time": True, "augment.flip_horizontal": 0.0}, 0.5, 1.0),
+        ({"augment.test_time": True}, 1.0, 0.5),
+    ],
+)
+def test_predictions_are_averaged_over_the_flips_that_were_trained_with(
+    settings: dict[str, object], share: float, corner: float
+) -> None:
+    """The first slice's left half is bright; logits are −1 left and 3 right, so 1 all over when mirrored."""
+    table, native = slices()
+    experiment = EXPERIMENT.with_overrides(settings)
+    row = prediction_table(Upright(), experiment, table, np.arange(1), native, fold=None, device="cpu").to_pylist()[0]
+    assert np.asarray(Image.open(io.BytesIO(row["mask_png"]))).mean() == share
+    assert row["probability_tumour"] == pytest.approx(1 / (1 + np.exp(-corner)))
+
+
 def test_the_prediction_table_scores_at_the_sources_resolution() -> None:
     table, native = slices()
     found = prediction_table(Bright(), EXPERIMENT, table, np.arange(4), native, fold="2", device="cpu")
