@@ -169,11 +169,14 @@ def test_a_command_line_that_cannot_be_read(capfd: pytest.CaptureFixture[str], c
     refused(capfd, command, says)
 
 
-def test_the_address_of_a_dashboard_is_no_cluster(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, phantom: Path
-) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
-    refused(capfd, ["train", "--data", str(phantom), "--out", str(tmp_path / "out")], "is for `ray job`; unset it")
+def test_the_address_of_a_dashboard_is_no_cluster(tmp_path: Path, phantom: Path) -> None:
+    """In a process of its own: this one may be on a cluster already."""
+    command = [sys.executable, "-m", "braintum.cli", "train", "--data", str(phantom), "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "RAY_ADDRESS": "http://127.0.0.1:8265"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2, done.stderr
+    assert "is for `ray job`; unset it" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_output_of_ingest_that_exists(capfd: pytest.CaptureFixture[str], tmp_path: Path, folder: Path) -> None:
