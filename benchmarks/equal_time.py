@@ -168,6 +168,7 @@ def main() -> None:
     parser.add_argument("--fold", default="4")
     parser.add_argument("--minutes", type=float, default=40.0, help="of one core, for each contender")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--only", choices=CONTENDERS, help="one contender, in this process; nothing is recorded")
     a = parser.parse_args()
     if a.only:
@@ -182,8 +183,9 @@ def main() -> None:
         return json.loads((a.out / f"{name}.json").read_text())
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = dict(zip(CONTENDERS, pool.map(reached_by, CONTENDERS), strict=True))
-    arguments = f"--data DATA --out OUT --fold {a.fold} --minutes {a.minutes:g} --seed {a.seed}"
+        results = dict(zip(a.contenders, pool.map(reached_by, a.contenders), strict=True))
+    arguments = f"--data DATA --out OUT --fold {a.fold} --minutes {a.minutes:g} --seed {a.seed} --contenders "
+    arguments += " ".join(a.contenders)
     record("equal_time", results, f"python benchmarks/equal_time.py {arguments}")
 
 
