@@ -1,4 +1,4 @@
-"""What tests that train have in common: networks as small as they come, and waiting."""
+"""What tests that train have in common: networks as small as they come, waiting, and finding Ray's workers."""
 
 from __future__ import annotations
 

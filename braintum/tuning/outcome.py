@@ -14,7 +14,7 @@ from braintum.tuning.searcher import SPEC, seed_of
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.trial import HISTORY, TrialSpec
 
-Rows = list[dict[str, Any]]
+Records = list[dict[str, Any]]
 
 
 def winner(space: SearchSpace, trial: FrozenTrial) -> Experiment:
@@ -34,10 +34,10 @@ def best_of(space: SearchSpace, studies: dict[str, Study]) -> dict[str, FrozenTr
     return {name: best[name] for name in space.architectures if name in best}
 
 
-def trials_and_history(studies: dict[str, Study]) -> tuple[Rows, Rows]:
+def trials_and_history(studies: dict[str, Study]) -> tuple[Records, Records]:
     """`trials.parquet`, a row per trial (`score` is a selection score), and `history.parquet`, a row per epoch."""
-    trials: Rows = []
-    epochs: Rows = []
+    trials: Records = []
+    epochs: Records = []
     for name, study in studies.items():
         for trial in study.get_trials(deepcopy=False):
             if SPEC not in trial.user_attrs:
@@ -71,6 +71,6 @@ def trials_and_history(studies: dict[str, Study]) -> tuple[Rows, Rows]:
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
-def counts(trials: Rows) -> dict[str, int]:
+def counts(trials: Records) -> dict[str, int]:
     states = [trial["state"] for trial in trials]
     return {state: states.count(state) for state in _STATES.values()}
