@@ -6,8 +6,10 @@ The hand-written loop is the one of torch's own tutorial (https://docs.pytorch.o
 optimization_tutorial.html) with what the performance guide (https://docs.pytorch.org/tutorials/recipes/recipes/
 tuning_guide.html) advises on this device: tensors in memory, `zero_grad(set_to_none=True)`, a fused optimiser, the same
 memory format and precision. Same model, batch size, loss and slices, augmentation off in both. `fit` and the loop take
-turns epoch by epoch in one process. Ray Train and plain Python each train whole runs, in turns; an epoch there is the
-time from one epoch's end to the next one's, checkpoint and TensorBoard included in both.
+turns epoch by epoch in one process. So do Ray Train and plain Python, each in a process of its own that is stopped
+(SIGSTOP) while the other trains, because this machine's own speed changes more from minute to minute than they differ;
+an epoch there is the time from one epoch's end to the next one's, checkpoint and TensorBoard included in both. Ray's
+other processes run all the time, as they do beside any training.
 """
 
 from __future__ import annotations
@@ -17,15 +19,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+import ray
 import torch
 from record import record
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,7 +41,6 @@ from braintum.training.progress import Progress
 from braintum.training.run import RunSpec, run
 
 PLAIN = "--plain-run"
-TURNS = 4  # of plain Python and Ray Train, so that a machine that changes its speed changes both
 
 
 def settings(size: int, width: int, epochs: int) -> Experiment:
@@ -50,6 +52,7 @@ def settings(size: int, width: int, epochs: int) -> Experiment:
             "training.epochs": epochs,
             "training.weights": "last",
             "training.average_decay": None,
+            "training.half_size": 0.0,
             "optim.clip_norm": None,
             "augment.test_time": False,
             **{f"augment.{name}": 0.0 for name in ("flip_horizontal", "flip_vertical", "rotate")},
@@ -120,14 +123,6 @@ def against_hand_written(experiment: Experiment, table: SliceTable, epochs: int)
     }
 
 
-def epoch_seconds(out: Path) -> list[float]:
-    """Seconds from each epoch's end to the next one's, as TensorBoard's events have them."""
-    events = EventAccumulator(str(out / "tensorboard"))
-    events.Reload()
-    times = [event.wall_time for event in events.Scalars("train_loss")]
-    return [later - earlier for earlier, later in pairwise(times[1:])]  # the first warms up
-
-
 def plain_run(data: str, out: str, size: int, width: int, epochs: int, threads: int) -> None:
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -135,28 +130,64 @@ def plain_run(data: str, out: str, size: int, width: int, epochs: int, threads: 
     list(run(RunSpec.of(experiment, data, out, None), load_table(data, experiment.data)))
 
 
-def against_ray_train(data: str, folder: Path, size: int, width: int, epochs: int, threads: int) -> dict[str, Any]:
-    import ray
+class Turns(threading.Thread):
+    """Lets the plain run and Ray's train an epoch each in turn, from the second on, and takes the time."""
 
+    def __init__(self, plain: subprocess.Popen[bytes], plain_out: Path, ray_out: Path, epochs: int) -> None:
+        super().__init__(daemon=True)
+        self._plain, self._outs, self._epochs = psutil.Process(plain.pid), (plain_out, ray_out), epochs
+        self.seconds: list[tuple[float, float]] = []  # of an epoch: plain Python, Ray Train
+
+    def run(self) -> None:
+        self._until_next_epoch_ends(self._outs[0])
+        self._plain.suspend()
+        self._until_next_epoch_ends(self._outs[1])
+        children = psutil.Process().children(recursive=True)
+        ray_worker = next(child for child in children if "RayTrainWorker" in " ".join(child.cmdline()))
+        ray_worker.suspend()
+        for _ in range(1, self._epochs):
+            self.seconds.append((self._epoch(self._plain, self._outs[0]), self._epoch(ray_worker, self._outs[1])))
+        for process in (self._plain, ray_worker):
+            process.resume()
+
+    def _epoch(self, process: psutil.Process, out: Path) -> float:
+        start = time.perf_counter()
+        process.resume()
+        self._until_next_epoch_ends(out)
+        process.suspend()
+        return time.perf_counter() - start
+
+    def _until_next_epoch_ends(self, out: Path) -> None:
+        before = epochs_ended(out)
+        while epochs_ended(out) == before:
+            time.sleep(0.005)
+
+
+def epochs_ended(out: Path) -> int:
+    """Epochs that TensorBoard's file knows; it is flushed after each."""
+    return sum(file.read_bytes().count(b"train_loss") for file in (out / "tensorboard").glob("*"))
+
+
+def against_ray_train(data: str, folder: Path, size: int, width: int, epochs: int, threads: int) -> dict[str, Any]:
     from braintum.training.worker import start_local, train
 
     start_local(num_cpus=threads)
-    seconds: dict[str, list[float]] = {"ray": [], "plain": []}
-    for turn in range(TURNS):
-        out = folder / f"plain-{turn}"
-        arguments = [PLAIN, data, str(out), *map(str, (size, width, epochs, threads))]
-        subprocess.run([sys.executable, __file__, *arguments], check=True, stdout=subprocess.DEVNULL)
-        seconds["plain"].append(statistics.median(epoch_seconds(out)))
-        out = folder / f"ray-{turn}"
-        train(settings(size, width, epochs), data, str(out), progress=Progress("ray", quiet=True))
-        seconds["ray"].append(statistics.median(epoch_seconds(out)))
+    plain_out, ray_out = folder / "plain", folder / "ray"
+    arguments = [PLAIN, data, str(plain_out), *map(str, (size, width, epochs, threads))]
+    plain = subprocess.Popen([sys.executable, __file__, *arguments], stdout=subprocess.DEVNULL)
+    turns = Turns(plain, plain_out, ray_out, epochs)
+    turns.start()
+    train(settings(size, width, epochs), data, str(ray_out), progress=Progress("ray", quiet=True))
+    turns.join()
+    plain.wait()
     ray.shutdown()
-    ratios = [ray_ / plain for ray_, plain in zip(seconds["ray"], seconds["plain"], strict=True)]
+    plain_seconds, ray_seconds = zip(*turns.seconds, strict=True)
+    ratios = [ray_ / plain_ for plain_, ray_ in turns.seconds]
     return {
         "ray_train_over_plain_python": statistics.median(ratios),
-        "ray_train_over_plain_python_by_turn": ratios,
-        "ray_train_epoch_seconds_by_turn": seconds["ray"],
-        "plain_python_epoch_seconds_by_turn": seconds["plain"],
+        "ray_train_over_plain_python_by_epoch": ratios,
+        "ray_train_epoch_seconds": statistics.median(ray_seconds),
+        "plain_python_epoch_seconds": statistics.median(plain_seconds),
     }
 
 

@@ -150,6 +150,9 @@ class Training(Part):
     """
 
     epochs: int = Field(100, ge=1)
+    half_size: float = Field(
+        0.0, ge=0, lt=1, description="share of the epochs, from the first, on slices of half the side: faster epochs"
+    )
     batch_size: int = Field(16, ge=1, description="global: shared out among the workers")
     early_stopping: int | None = Field(15, ge=1, description="epochs without a better validation score; None: off")
     weights: Literal["best", "last", "average"] = "best"
@@ -169,6 +172,16 @@ class Training(Part):
             if value.get("weights", "best") != "average" and value.get("average_decay") is not None:
                 raise ValueError("average_decay has no effect with weights other than average. Leave it out")
         return value
+
+    @property
+    def half_size_epochs(self) -> int:
+        """The last epoch is always of full size: it is what the weights are used at."""
+        return min(round(self.half_size * self.epochs), self.epochs - 1)
+
+    @property
+    def epoch_costs(self) -> list[float]:
+        """What each epoch costs, relative to the others."""
+        return [0.25] * self.half_size_epochs + [1.0] * (self.epochs - self.half_size_epochs)
 
 
 class Experiment(Part):
@@ -196,12 +209,23 @@ class Experiment(Part):
                 f"data.image_size: {self.data.image_size} is too small for {self.model.name} with these options, "
                 f"which needs {self.model.smallest} or more"
             )
+        if self.training.half_size and self.needs_validation:
+            raise ValueError(
+                "training.half_size: choices inside a run compare its epochs, and those at half size do not compare: "
+                "set it to 0, or use weights last or average, no early stopping, and another schedule than plateau"
+            )
         weight = {"segmentation": self.loss.segmentation_weight, "classification": self.loss.classification_weight}
         if not any(weight[task] for task in self.model.tasks):
             raise ValueError(f"loss: every task of {self.model.name} has weight 0, so nothing would be trained")
         if self.schedule.name == "cosine" and self.schedule.option("warmup_epochs") >= self.training.epochs:
             raise ValueError("schedule.warmup_epochs: must be less than training.epochs")
         return self
+
+    @property
+    def half_size(self) -> int:
+        """Height and width of slices in epochs at half size: the least that the model takes from half the side up."""
+        divisor = self.model.divisor
+        return max(self.model.smallest, -(-self.data.image_size // (2 * divisor)) * divisor)
 
     @property
     def needs_validation(self) -> bool:

@@ -45,7 +45,7 @@ def test_shipped_recipe_loads_for_every_architecture(recipe: str) -> None:
 
 @pytest.mark.parametrize("architecture", architectures())
 def test_reading_back_what_was_written_changes_nothing(architecture: str) -> None:
-    experiment = Experiment.load("fast", {"model.name": architecture, "training.early_stopping": 3})
+    experiment = Experiment.load("fast", {"model.name": architecture, "optim.weight_decay": 3})
     read = Experiment.from_dict(yaml.safe_load(experiment.to_yaml()))
     assert read == experiment
     assert read.digest == experiment.digest
@@ -278,3 +278,22 @@ def test_a_deepest_stage_of_one_pixel_has_no_instance_norm(architecture: str) ->
 def test_predictions_are_averaged_over_flips_only_where_there_are_flips() -> None:
     with pytest.raises(ConfigError, match="test_time has no effect without flips"):
         Experiment.load("fast", {"augment.flip_horizontal": 0.0, "augment.flip_vertical": 0.0})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"training.weights": "best", "training.average_decay": None},
+        {"schedule.name": "plateau"},
+        {"training.early_stopping": 3},
+    ],
+)
+def test_nothing_is_chosen_among_epochs_of_two_sizes(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"training.half_size: choices inside a run compare its epochs"):
+        Experiment.load("fast", {"training.half_size": 0.5, **settings})
+    assert Experiment.load("fast", {"training.half_size": 0, **settings}).needs_validation
+
+
+@pytest.mark.parametrize(("size", "half"), [(128, 64), (64, 32), (48, 32), (240, 128), (32, 32)])
+def test_half_size_is_one_that_the_model_takes(size: int, half: int) -> None:
+    assert Experiment.load("fast", {"data.image_size": size}).half_size == half

@@ -76,9 +76,8 @@ def _train_folds(
     for spec in specs:
         name = f"{experiment.model.name}-fold-{spec.fold}"
         done = storage.exists(storage.join(spec.out, "summary.json"))
-        progress.update(
-            name, what=experiment.model.name, state="complete" if done else "waiting", epochs=experiment.training.epochs
-        )
+        state, costs = "complete" if done else "waiting", experiment.training.epoch_costs
+        progress.update(name, what=experiment.model.name, state=state, epoch_costs=costs)
         if not done:
             if not storage.exists(storage.join(spec.out, "experiment.json")):
                 storage.remove(spec.out)  # stopped before anything was written
@@ -109,10 +108,9 @@ def _train_folds(
 def _run_fold(spec: RunSpec, table: SliceTable, mailbox: Mailbox, name: str, threads: int) -> None:
     torch.set_num_threads(threads)
     keep_freed_memory()
-    epochs = Experiment.from_dict(spec.experiment).training.epochs
     mailbox.put(name, state="training")
     for metrics in run(spec, table):
-        show_epoch(mailbox, name, spec, metrics, epochs)
+        show_epoch(mailbox, name, spec, metrics)
 
 
 def _gather(whole: RunSpec, specs: list[RunSpec]) -> None:

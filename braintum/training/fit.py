@@ -31,6 +31,7 @@ from braintum.losses.classification import balanced_class_weights
 from braintum.losses.objective import Objective
 from braintum.training.device import autocast_dtype, memory_format, pick_device
 from braintum.training.optim import LearningRate, build_optimizer
+from braintum.training.resized import Resized
 
 SCORE = {"dice": 0.5, "macro_f1": 0.5}
 """Weights of the validation score: Dice on tumour slices and macro F1, of the tasks that the model has."""
@@ -127,11 +128,13 @@ class Fit:
         return metrics
 
     def score_rows(self, rows: np.ndarray) -> dict[str, float]:
-        """Metrics on `rows` at training resolution by the weights that would be kept now (current or averaged)."""
+        """Metrics on `rows` at training resolution by the weights that would be kept now (current or averaged).
+
+        After an epoch at half size, slices are looked at in half size.
+        """
         share = rows[self.rank :: self.world_size]
-        scores = slice_scores(
-            self._average or self.model, self.table, share, device=self.device, autocast_dtype=self.autocast_dtype
-        )
+        model = self._at_size_of(self.epoch, self._average or self.model)
+        scores = slice_scores(model, self.table, share, device=self.device, autocast_dtype=self.autocast_dtype)
         if self.world_size > 1:
             shares: list[Any] = [None] * self.world_size
             dist.all_gather_object(shares, scores)
@@ -187,10 +190,10 @@ class Fit:
         """One pass over the batches; the epoch's mean losses over all workers."""
         # Dropout is a pure function of (seed, epoch, rank): a resumed run repeats it, another worker count does not.
         torch.manual_seed((self.experiment.training.seed * 1_000_003 + self.epoch) * 1_009 + self.rank)
-        self._network.train()
+        network = self._at_size_of(self.epoch + 1, self._network).train()
         terms = []
         for batch in self._batches.epoch(self.epoch):
-            terms.append(self._step(batch))
+            terms.append(self._step(network, batch))
             self._lr.after_step()
         terms_ST = torch.stack(terms)  # S steps, T terms
         if self.world_size > 1:
@@ -205,10 +208,16 @@ class Fit:
             for buffer in model.buffers() if model is not None else ():
                 dist.broadcast(buffer, src=0)
 
-    def _step(self, batch: Batch) -> Tensor:
+    def _at_size_of(self, epoch: int, network: nn.Module) -> nn.Module:
+        """The network as epoch `epoch` (from 1) trains it."""
+        if epoch > self.experiment.training.half_size_epochs:
+            return network
+        return Resized(network, self.experiment.half_size)
+
+    def _step(self, network: nn.Module, batch: Batch) -> Tensor:
         """One weight update; this worker's share of the losses (total and each task's)."""
         with self._autocast():
-            output = self._network(batch.image_BCHW.contiguous(memory_format=self._format))
+            output = network(batch.image_BCHW.contiguous(memory_format=self._format))
         terms = self._objective(output, batch)
         self._optimizer.zero_grad(set_to_none=True)
         # Terms are local sums over global counts and DDP averages gradients: times world_size makes them sums.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -21,7 +22,7 @@ class Row:
     what: str
     state: str = "waiting"
     epoch: int = 0
-    epochs: int = 0
+    epoch_costs: Sequence[float] = ()
     fold: str = ""
     score: float | None = None
     slices_per_second: float | None = None
@@ -36,8 +37,8 @@ class Row:
         """At the pace of the epochs that were trained here."""
         if self.state != "training" or self.began_at is None:
             return None
-        pace = (self.reached - self.started) / (self.epoch - self.began_at)
-        return max(0.0, pace * (self.epochs - self.epoch) - (time.monotonic() - self.reached))
+        pace = (self.reached - self.started) / sum(self.epoch_costs[self.began_at : self.epoch])
+        return max(0.0, pace * sum(self.epoch_costs[self.epoch :]) - (time.monotonic() - self.reached))
 
 
 class Progress:
@@ -79,12 +80,15 @@ class Progress:
         what: str | None = None,
         state: str | None = None,
         epoch: int | None = None,
-        epochs: int | None = None,
+        epoch_costs: Sequence[float] | None = None,
         fold: str | None = None,
         score: float | None = None,
         slices_per_second: float | None = None,
     ) -> None:
-        """Sets those fields of a row that are given; a new name starts a row."""
+        """Sets those fields of a row that are given; a new name starts a row.
+
+        `epoch_costs`: see `Training.epoch_costs`; must be there before the first epoch.
+        """
         row = self.rows.setdefault(name, Row(name, what or name))
         changed = state is not None and state != row.state
         if changed and state == "training":
@@ -93,7 +97,7 @@ class Progress:
             row.reached = time.monotonic()
             row.began_at = epoch - 1 if row.began_at is None else row.began_at
         given = {
-            "what": what, "state": state, "epoch": epoch, "epochs": epochs, "fold": fold,
+            "what": what, "state": state, "epoch": epoch, "epoch_costs": epoch_costs, "fold": fold,
             "score": score, "slices_per_second": slices_per_second,
         }  # fmt: skip
         for key, value in given.items():
@@ -115,7 +119,7 @@ class Progress:
         score = "" if row.score is None else f"  score {row.score:.3f}"
         speed = "" if row.slices_per_second is None else f"  {row.slices_per_second:.0f} slices/s"
         fold = f"  fold {row.fold}" if row.fold else ""
-        at = f"  epoch {row.epoch}/{row.epochs}" if row.epochs else ""
+        at = f"  epoch {row.epoch}/{len(row.epoch_costs)}" if row.epoch_costs else ""
         print(f"{self.title}  {row.name}  {row.what}  {row.state}{fold}{at}{score}{speed}", file=sys.stderr, flush=True)
 
     def _render(self) -> Table:
@@ -133,7 +137,7 @@ class Progress:
                 row.what,
                 f"[{_COLOURS.get(row.state, 'default')}]{row.state}[/]",
                 row.fold,
-                f"{row.epoch}/{row.epochs}" if row.epochs else "",
+                f"{row.epoch}/{len(row.epoch_costs)}" if row.epoch_costs else "",
                 "" if row.score is None else f"{row.score:.3f}",
                 "" if row.slices_per_second is None else f"{row.slices_per_second:.0f}",
                 "" if row.seconds_left is None else _duration(row.seconds_left),

@@ -159,14 +159,13 @@ class Mailbox:
         self._queue.shutdown(force=True)
 
 
-def show_epoch(mailbox: Mailbox, name: str, spec: RunSpec, metrics: dict[str, float], epochs: int) -> None:
+def show_epoch(mailbox: Mailbox, name: str, spec: RunSpec, metrics: dict[str, float]) -> None:
     """Sends one epoch's progress: its validation score where there is one."""
     mailbox.put(
         name,
         state="training",
         fold=spec.fold or "",
         epoch=int(metrics["epoch"]),
-        epochs=epochs,
         score=metrics.get("validation_score"),
         slices_per_second=metrics["slices_per_second"],
     )
@@ -201,7 +200,8 @@ def train(
     if not storage.exists(summary_url):
         mailbox = Mailbox()
         name = f"fold {fold}" if fold else "run"
-        progress.update(name, what=experiment.model.name, state="waiting", epochs=experiment.training.epochs)
+        costs = experiment.training.epoch_costs
+        progress.update(name, what=experiment.model.name, state="waiting", epoch_costs=costs)
         with shown(mailbox, progress):
             train_on_workers(spec, table_ref, workers, mailbox, name)
         progress.update(name, state="complete")
@@ -268,7 +268,7 @@ def _work(config: dict[str, Any]) -> Exception | None:
         for metrics in train_epochs(spec, fit):
             ray.train.report(metrics)
             if rank == 0:
-                show_epoch(config["mailbox"], config["name"], spec, metrics, experiment.training.epochs)
+                show_epoch(config["mailbox"], config["name"], spec, metrics)
         finish_run(spec, fit, rows)
     except (Diverged, ValueError) as error:
         return error

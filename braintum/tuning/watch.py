@@ -7,6 +7,7 @@ from typing import Any
 from ray import tune
 
 from braintum import storage
+from braintum.config import Experiment
 from braintum.training.checkpoint import STATE
 from braintum.training.progress import Progress
 from braintum.tuning.trial import RAY_FILES, TrialSpec
@@ -27,8 +28,8 @@ class Watch(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         spec = TrialSpec(**trial.config["trial"])
-        epochs = spec.experiment["training"]["epochs"] * self._folds
-        self._progress.update(spec.run, what=spec.architecture, state="training", epochs=epochs)
+        costs = Experiment.from_dict(spec.experiment).training.epoch_costs * self._folds
+        self._progress.update(spec.run, what=spec.architecture, state="training", epoch_costs=costs)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from braintum.data.table import SliceTable, load_table
 from braintum.training.checkpoint import CheckpointError, load_model, load_state, save_model, save_state
 from braintum.training.fit import Diverged, Fit
 
+FIXED_LENGTH = {"schedule__name": "one_cycle", "training__weights": "last", "training__early_stopping": None}
 RUN = {"model.name": "joint_unet", **TINY, "training.epochs": 4}
 
 
@@ -59,11 +61,12 @@ def file_digest(fit: Fit, folder: Path) -> str:
     [
         {},
         {"schedule__name": "one_cycle", "training__weights": "average", "training__early_stopping": None},
+        {**FIXED_LENGTH, "training__half_size": 0.75},
         {"schedule__name": "cosine", "schedule__warmup_epochs": 1.0, "optim__name": "adamw", "model__norm": "batch"},
         {"optim__name": "sgd", "schedule__name": "constant", "training__weights": "last", "optim__clip_norm": 1.0},
         {"model__name": "classifier", "model__width": 2, "model__depth": 2},
     ],
-    ids=["plateau-best", "one_cycle-average", "cosine-batchnorm", "sgd-last", "classifier-dropout"],
+    ids=["plateau-best", "one_cycle-average", "half_size-last", "cosine-batchnorm", "sgd-last", "classifier-dropout"],
 )
 def test_resumed_run_has_the_bytes_of_an_undisturbed_one(
     table: SliceTable, tmp_path: Path, settings: dict[str, Any]
@@ -129,6 +132,17 @@ def test_training_learns(table: SliceTable) -> None:
     history = list(fit)
     for term in ("train_segmentation_loss", "train_classification_loss"):
         assert history[-1][term] < 0.85 * history[0][term], term
+
+
+def test_first_epochs_are_trained_and_scored_on_slices_of_half_the_side(table: SliceTable) -> None:
+    fit = Fit(experiment(**FIXED_LENGTH, training__half_size=0.6, training__epochs=3), table, np.arange(len(table)))
+    sides: list[set[int]] = []
+    fit.model.encoder.register_forward_hook(lambda module, inputs, outputs: sides[-1].add(inputs[0].shape[-1]))
+    while not fit.finished:
+        for step in (fit.run_epoch, lambda: fit.score_rows(np.arange(8))):
+            sides.append(set())
+            step()
+    assert sides == [{16}, {16}, {16}, {16}, {32}, {32}]
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(table: SliceTable) -> None:

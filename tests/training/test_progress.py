@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from braintum.config import Experiment
 from braintum.training.progress import Progress
 
 
@@ -19,7 +20,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.mark.parametrize("done", [0, 50])
 def test_time_left_is_at_the_pace_of_the_epochs_trained_here(clock: list[float], done: int) -> None:
     progress = Progress("run", quiet=True)
-    progress.update("a", state="waiting", epochs=100)
+    progress.update("a", state="waiting", epoch_costs=[1.0] * 100)
     clock[0] += 30
     progress.update("a", state="training")
     assert progress.rows["a"].seconds_left is None
@@ -31,9 +32,19 @@ def test_time_left_is_at_the_pace_of_the_epochs_trained_here(clock: list[float],
     assert progress.rows["a"].seconds_left == 60 * (98 - done) - 20
 
 
+def test_time_left_knows_that_epochs_at_half_size_cost_a_quarter(clock: list[float]) -> None:
+    training = Experiment.load("fast", {"training.epochs": 12, "training.half_size": 0.5}).training
+    progress = Progress("run", quiet=True)
+    progress.update("a", state="waiting", epoch_costs=training.epoch_costs)
+    progress.update("a", state="training")
+    clock[0] += 10
+    progress.update("a", epoch=1)
+    assert progress.rows["a"].seconds_left == 5 * 10 + 6 * 40
+
+
 def test_a_line_for_each_change_and_every_ten_seconds(clock: list[float], capfd: pytest.CaptureFixture[str]) -> None:
     with Progress("run") as progress:
-        progress.update("a", what="unet", state="training", epochs=9)
+        progress.update("a", what="unet", state="training", epoch_costs=[1.0] * 9)
         for epoch in range(1, 5):
             clock[0] += 4
             progress.update("a", epoch=epoch, score=0.5)
