@@ -9,12 +9,14 @@ memory format and precision. Same model, batch size, loss and slices, augmentati
 turns epoch by epoch in one process. So do Ray Train and plain Python, each in a process of its own that is stopped
 (SIGSTOP) while the other trains, because this machine's own speed changes more from minute to minute than they differ;
 an epoch there is the time from one epoch's end to the next one's, checkpoint and TensorBoard included in both. Ray's
-other processes run all the time, as they do beside any training.
+other processes run all the time, in the turns of plain Python too: what they take of a core is recorded beside the
+ratio.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import subprocess
 import sys
@@ -109,8 +111,10 @@ def against_hand_written(experiment: Experiment, table: SliceTable, epochs: int)
     fit = Fit(experiment, table, rows)
     plain = HandWritten(experiment, table, rows, fit)
     seconds: dict[str, list[float]] = {"fit": [], "hand_written": []}
+    turns = [("fit", fit.run_epoch), ("hand_written", plain.epoch)]
     for _ in range(epochs):
-        for name, epoch in (("fit", fit.run_epoch), ("hand_written", plain.epoch)):
+        turns.reverse()
+        for name, epoch in turns:
             start = time.perf_counter()
             epoch()
             seconds[name].append(time.perf_counter() - start)
@@ -137,6 +141,7 @@ class Turns(threading.Thread):
         super().__init__(daemon=True)
         self._plain, self._outs, self._epochs = psutil.Process(plain.pid), (plain_out, ray_out), epochs
         self.seconds: list[tuple[float, float]] = []  # of an epoch: plain Python, Ray Train
+        self.background_cores = 0.0  # what Ray's other processes took meanwhile
 
     def run(self) -> None:
         self._until_next_epoch_ends(self._outs[0])
@@ -145,8 +150,11 @@ class Turns(threading.Thread):
         children = psutil.Process().children(recursive=True)
         ray_worker = next(child for child in children if "RayTrainWorker" in " ".join(child.cmdline()))
         ray_worker.suspend()
+        others = [child for child in children if child not in (self._plain, ray_worker)]
+        start, used = time.perf_counter(), cpu_seconds(others)
         for _ in range(1, self._epochs):
             self.seconds.append((self._epoch(self._plain, self._outs[0]), self._epoch(ray_worker, self._outs[1])))
+        self.background_cores = (cpu_seconds(others) - used) / (time.perf_counter() - start)
         for process in (self._plain, ray_worker):
             process.resume()
 
@@ -161,6 +169,15 @@ class Turns(threading.Thread):
         before = epochs_ended(out)
         while epochs_ended(out) == before:
             time.sleep(0.005)
+
+
+def cpu_seconds(processes: list[psutil.Process]) -> float:
+    seconds = 0.0
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            seconds += times.user + times.system
+    return seconds
 
 
 def epochs_ended(out: Path) -> int:
@@ -188,6 +205,7 @@ def against_ray_train(data: str, folder: Path, size: int, width: int, epochs: in
         "ray_train_over_plain_python_by_epoch": ratios,
         "ray_train_epoch_seconds": statistics.median(ray_seconds),
         "plain_python_epoch_seconds": statistics.median(plain_seconds),
+        "cores_that_ray_takes_beside": turns.background_cores,
     }
 
 

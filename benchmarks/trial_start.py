@@ -3,7 +3,8 @@
     python benchmarks/trial_start.py [--trials 12]
 
 One-worker trials reuse their actor: only the first of each slot pays for a process. `start_seconds` is what every study
-writes into its summary: from the moment in which Tune hands a trial to its actor to the first training step.
+writes into its summary: from the moment in which Tune asks for a trial, because a slot is free, to its first training
+step.
 """
 
 from __future__ import annotations

@@ -31,9 +31,26 @@ app = typer.Typer(
 ingest = typer.Typer(help="Writes a dataset: Parquet shards and a card.")
 app.add_typer(ingest, name="ingest")
 
+
+def _outlives_a_job(out: str) -> str:
+    """A Ray job's relative paths lie in its own copy of its working directory, which Ray deletes."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in out and not os.path.isabs(out):
+        raise ConfigError(
+            f"--out {out}: is in the job's copy of its working directory, deleted later; give an absolute path or a URL"
+        )
+    return out
+
+
 DataUrl = Annotated[str, typer.Option("--data", help="Dataset: a folder or URL that `ingest` wrote.")]
-NewUrl = Annotated[str, typer.Option("--out", help="Folder or URL to write; must not exist yet.")]
-OutUrl = Annotated[str, typer.Option("--out", help="Folder or URL to write; must not exist yet, but with --resume.")]
+NewUrl = Annotated[
+    str, typer.Option("--out", callback=_outlives_a_job, help="Folder or URL to write; must not exist yet.")
+]
+OutUrl = Annotated[
+    str,
+    typer.Option(
+        "--out", callback=_outlives_a_job, help="Folder or URL to write; must not exist yet, but with --resume."
+    ),
+]
 Config = Annotated[str | None, typer.Option("--config", help="A .yaml file or URL, or a recipe, such as papers/unet.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, such as optim.lr=3e-4; repeatable.")]
 Folds = Annotated[int | None, typer.Option(min=2, help="Number of folds; the source's own, else 5.")]

@@ -87,6 +87,12 @@ class Optim(NamedPart):
     momentum: float | None = Field(None, ge=0, lt=1)
     nesterov: bool | None = None
 
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.name == "sgd" and self.option("nesterov") and not self.option("momentum"):
+            raise ValueError("nesterov needs a momentum above 0; set it to false, or optim.momentum to 0.9")
+        return self
+
 
 class Schedule(NamedPart):
     """The learning rate over time; `optim.lr` is its peak.
@@ -304,7 +310,7 @@ def merge(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
     """Settings with dotted paths replaced, in the order given, names first.
 
     Another `name` (of the model, the optimiser, the schedule) starts that part afresh from its own defaults: the
-    options that stood there belonged to something else.
+    options that stood there belonged to something else. So does `average_decay` to averaged weights.
     """
     merged = {part: dict(v) if isinstance(v, Mapping) else v for part, v in settings.items()}
     for path in sorted(overrides, key=lambda p: not p.endswith(".name")):
@@ -319,6 +325,8 @@ def merge(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
             continue  # for `from_dict` to refuse
         if field == "name" and current.get("name", _NAMES.get(part)) != value:
             merged[part] = current = {}
+        if path == "training.weights" and value != "average" and "training.average_decay" not in overrides:
+            current.pop("average_decay", None)
         current[field] = value
     return merged
 

@@ -60,6 +60,8 @@ def print_study(summary: Mapping[str, Any]) -> None:
         cells = (text(mean_sd(best["crossval"].get(metric)), metric) for metric in names)
         table.add_row(name, str(best["trial"]), *cells)
     _print(table)
+    for name, reason in summary.get("failed", {}).items():
+        print(f"not ranked: {name}, {reason}")
     states = ", ".join(f"{count} {state}" for state, count in summary["trials"].items())
     busy = summary["busy_share"]
     print(f"trials: {states}; {summary['seconds']:.0f} s" + ("" if busy is None else f", workers busy {busy:.0%}"))

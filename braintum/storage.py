@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 
 class StorageError(ValueError):
-    """A URL of a kind that cannot be opened here."""
+    """A URL of a kind that cannot be opened here, or a file that is not what it should be."""
 
 
 @contextmanager
@@ -83,7 +83,11 @@ def remove(url: str) -> None:
 
 
 def read_json(url: str) -> Any:
-    return json.loads(read_bytes(url))
+    """Raises FileNotFoundError, or StorageError for a damaged file."""
+    try:
+        return json.loads(read_bytes(url))
+    except ValueError as error:
+        raise StorageError(f"{url}: damaged: {error}") from None
 
 
 def write_json(url: str, value: Any) -> None:

@@ -17,6 +17,7 @@ import fsspec
 import numpy as np
 import pytest
 from PIL import Image
+from ports import free_ports
 
 from braintum import storage
 from braintum.cli import main
@@ -167,6 +168,20 @@ def test_a_setting_that_is_not_there(
 )
 def test_a_command_line_that_cannot_be_read(capfd: pytest.CaptureFixture[str], command: list[str], says: str) -> None:
     refused(capfd, command, says)
+
+
+def test_a_dataset_whose_server_does_not_answer(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    refused(
+        capfd, ["train", "--data", f"http://127.0.0.1:{port}/set", "--out", str(tmp_path / "x")], f":{port}/set/card"
+    )
+
+
+def test_what_a_job_would_write_into_its_own_copy_of_the_working_directory(
+    capfd: pytest.CaptureFixture[str], phantom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")  # as Ray does for a job's driver
+    refused(capfd, ["crossval", "--data", str(phantom), "--out", "out/cv"], "give an absolute path or a URL")
 
 
 def test_the_address_of_a_dashboard_is_no_cluster(tmp_path: Path, phantom: Path) -> None:

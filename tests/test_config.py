@@ -268,10 +268,11 @@ def test_checking_a_configuration_needs_neither_torch_nor_ray() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["joint_unet", "classifier"])
-def test_a_deepest_stage_of_one_pixel_has_no_instance_norm(architecture: str) -> None:
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_a_deepest_stage_of_one_pixel_has_no_norm_over_pixels(architecture: str, norm: str) -> None:
     settings = {"model.name": architecture, "data.image_size": 16}
     with pytest.raises(ConfigError, match=f"16 is too small for {architecture} with these options, which needs 32"):
-        Experiment.load(None, {**settings, "model.norm": "instance"})
+        Experiment.load(None, {**settings, "model.norm": norm})
     assert Experiment.load(None, {**settings, "model.norm": "group"}).data.image_size == 16
 
 
@@ -283,7 +284,7 @@ def test_predictions_are_averaged_over_flips_only_where_there_are_flips() -> Non
 @pytest.mark.parametrize(
     "settings",
     [
-        {"training.weights": "best", "training.average_decay": None},
+        {"training.weights": "best"},
         {"schedule.name": "plateau"},
         {"training.early_stopping": 3},
     ],
@@ -297,3 +298,15 @@ def test_nothing_is_chosen_among_epochs_of_two_sizes(settings: dict[str, Any]) -
 @pytest.mark.parametrize(("size", "half"), [(128, 64), (64, 32), (48, 32), (240, 128), (32, 32)])
 def test_half_size_is_one_that_the_model_takes(size: int, half: int) -> None:
     assert Experiment.load("fast", {"data.image_size": size}).half_size == half
+
+
+def test_nesterov_without_momentum_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"optim: nesterov needs a momentum above 0"):
+        Experiment.load(None, {"optim.name": "sgd", "optim.momentum": 0.0})
+    Experiment.load(None, {"optim.name": "sgd", "optim.momentum": 0.0, "optim.nesterov": False})
+
+
+def test_other_weights_leave_the_decay_of_averaged_ones_behind() -> None:
+    recipe = Experiment.load("fast", {"training.weights": "last"})
+    assert recipe.training.average_decay is None
+    assert Experiment.load("fast").with_overrides({"training.weights": "last"}) == recipe

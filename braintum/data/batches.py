@@ -70,11 +70,11 @@ class Batches:
         self._augment, self._rank, self._world_size = augment, rank, world_size
         self._gather = _Gather(table, torch.device(device))
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from `start_step` on; earlier ones cost nothing."""
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch."""
         steps = np.array_split(shuffled(self._rows, self._seed, epoch), self.num_steps)
         draws_RP = None if self._augment is None else augment_draws(len(self._table), self._seed, epoch)
-        for step in steps[start_step:]:
+        for step in steps:
             mine = np.array_split(step, self._world_size)[self._rank]
             image_BCHW, mask_B1HW = self._gather.pixels(mine)
             if self._augment is not None and draws_RP is not None:

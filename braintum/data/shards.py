@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from braintum.data.images import perceptual_hash
 from braintum.data.schema import CARD, FORMAT_VERSION, MASKS, Card, DataError, Row, Shard, arrow_schema
-from braintum.storage import join, remove, write_bytes
+from braintum.storage import StorageError, join, read_bytes, remove, write_bytes
 
 SHARD_BYTES = 48 * 2**20
 """Pixels a shard holds, before compression: small enough that a dataset of thousands of slices is read in parallel."""
@@ -69,9 +69,10 @@ def write_dataset(
 
 def read_card(url: str) -> Card:
     """The card of a dataset. Raises DataError where there is none or it cannot be used."""
-    fs, root = filesystem(url)
     try:
-        text = fs.cat_file(f"{root}/{CARD}")
+        text = read_bytes(join(url, CARD))
+    except StorageError as error:
+        raise DataError(str(error)) from None
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{url}: no {CARD}: no dataset, or one never finished; make it with `braintum ingest`"

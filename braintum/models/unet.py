@@ -47,8 +47,8 @@ class UNetConfig(ModelConfig):
 
     @property
     def smallest(self) -> int:
-        """Instance norm makes a deepest stage of one pixel zero, whatever was in it."""
-        return self.divisor * (2 if self.norm == "instance" else 1)
+        """A deepest stage of one pixel is zero after instance norm, and after batch norm in a batch of one slice."""
+        return self.divisor * (1 if self.norm == "group" else 2)
 
     def build(self, in_channels: int, num_classes: int, num_masks: int) -> nn.Module:
         from braintum.models.networks.unet import UNet

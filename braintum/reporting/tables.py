@@ -138,6 +138,7 @@ def leaderboard(results: Results) -> Table:
     if undefined:
         named = ", ".join(f"{name} {n}" for name, n in undefined.items())
         notes.append(f"Tumour slices on which nothing was drawn have no distance and are left out of it: {named}.")
+    notes += [f"Not ranked: {name}, {reason}." for name, reason in results.summary.get("failed", {}).items()]
     if len(entries) > 1:
         notes.append("The best of a column is in bold.")
     title = "Leaderboard" if len(rows) > 1 else "Results"

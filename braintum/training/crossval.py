@@ -41,18 +41,21 @@ def crossval(
     *,
     folds: int | None = None,
     workers: int = 1,
+    at_once: int | None = None,
+    table_ref: ray.ObjectRef[SliceTable] | None = None,
     resume: bool = False,
     progress: Progress,
 ) -> dict[str, Any]:
     """Trains one run a fold and returns the cross-validation's summary.
 
-    With one worker a run, folds train side by side, one GPU (or an equal share of the cores) each; with more, one
-    after another. Finished folds are read, not trained again.
+    With one worker a run, folds train side by side (`at_once` at most), one GPU (or an equal share of the cores) each;
+    with more, one after another. Finished folds are read, not trained again. `table_ref`: the dataset, where it is
+    shared already.
     """
     whole = RunSpec.of(experiment, data_url, out, None, folds)
     refuse_at_once(whole.data_url, whole.out, resume=resume)
     connect()
-    table_ref = share_table(whole.data_url, experiment.data)
+    table_ref = table_ref or share_table(whole.data_url, experiment.data)
     table: SliceTable = ray.get(table_ref)
     names = list(held_out_folds(table, folds, seed=0))
     specs = [RunSpec.of(experiment, data_url, storage.join(whole.out, f"fold-{name}"), name, folds) for name in names]
@@ -61,14 +64,19 @@ def crossval(
     refuse_unplaceable(workers, experiment.training.device)
     prepare_out(whole.out, about_run(whole, table.digest), resume=resume)
     if not storage.exists(storage.join(whole.out, "summary.json")):
-        _train_folds(specs, table_ref, table.digest, workers, progress)
+        _train_folds(specs, table_ref, table.digest, workers, at_once or len(specs), progress)
         _gather(whole, specs)
     summary: dict[str, Any] = storage.read_json(storage.join(whole.out, "summary.json"))
     return summary
 
 
 def _train_folds(
-    specs: list[RunSpec], table_ref: ray.ObjectRef[SliceTable], digest: str, workers: int, progress: Progress
+    specs: list[RunSpec],
+    table_ref: ray.ObjectRef[SliceTable],
+    digest: str,
+    workers: int,
+    at_once: int,
+    progress: Progress,
 ) -> None:
     experiment = Experiment.from_dict(specs[0].experiment)
     todo = {}
@@ -90,11 +98,14 @@ def _train_folds(
                 train_on_workers(spec, table_ref, workers, mailbox, name)
                 progress.update(name, state="complete")
             return
-        gpus, cpus = gpus_for(experiment.training.device), cpus_per_worker(len(specs))
+        gpus, cpus = gpus_for(experiment.training.device), cpus_per_worker(min(at_once, len(specs)))
         task = _run_fold.options(num_gpus=gpus, num_cpus=1 if gpus else cpus)
-        running = {task.remote(spec, table_ref, mailbox, name, cpus): name for name, spec in todo.items()}
+        running: dict[ray.ObjectRef[None], str] = {}
         try:
-            while running:
+            while todo or running:
+                while todo and len(running) < at_once:
+                    name = next(iter(todo))
+                    running[task.remote(todo.pop(name), table_ref, mailbox, name, cpus)] = name
                 ready, _ = ray.wait(list(running), num_returns=1)
                 name = running.pop(ready[0])
                 ray.get(ready[0])

@@ -45,7 +45,7 @@ def score(metrics: dict[str, float], weights: dict[str, float]) -> float:
     """Weighted mean of those metrics that the model has."""
     present = {name: weight for name, weight in weights.items() if name in metrics}
     if not present:
-        raise ValueError(f"score: none of {', '.join(weights)} is a metric of this model: {', '.join(metrics)}")
+        raise DataError(f"score: none of {', '.join(weights)} is a metric of this model: {', '.join(metrics)}")
     return sum(metrics[name] * weight for name, weight in present.items()) / sum(present.values())
 
 
@@ -141,6 +141,11 @@ class Fit:
             filled = [s for s in shares if s]  # a worker without rows has no scores
             scores = {name: np.concatenate([s[name] for s in filled]) for name in filled[0]}
         return selection_metrics(scores, self.table.classes)
+
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch after which the kept weights stood."""
+        return self.best_epoch if self.best_state is not None else self.epoch
 
     def kept_weights(self) -> dict[str, Tensor]:
         """The state dict of the weights that this run keeps: best, last or averaged."""

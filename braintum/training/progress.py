@@ -124,7 +124,7 @@ class Progress:
 
     def _render(self) -> Table:
         elapsed = time.monotonic() - self._started
-        done = sum(row.state not in ("waiting", "training") for row in self.rows.values())
+        done = sum(row.state not in ("waiting", "training") for row in list(self.rows.values()))
         of = max(self._expected, len(self.rows))
         table = Table(title=f"{self.title} · {done}/{of} done · {_duration(elapsed)}", title_justify="left", box=None)
         for heading in ("run", "architecture", "state"):
@@ -146,8 +146,9 @@ class Progress:
 
     def _visible(self) -> list[Row]:
         """All living rows and, as far as the window allows, the best of those that ended."""
-        living = [row for row in self.rows.values() if row.state in ("waiting", "training")]
-        ended = [row for row in self.rows.values() if row.state not in ("waiting", "training")]
+        rows = list(self.rows.values())  # other threads add some meanwhile
+        living = [row for row in rows if row.state in ("waiting", "training")]
+        ended = [row for row in rows if row.state not in ("waiting", "training")]
         room = max(self._console.height - 6 - len(living), 3)
         best = sorted(ended, key=lambda row: -(row.score if row.score is not None else -1.0))[:room]
         return best + living

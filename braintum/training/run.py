@@ -143,7 +143,7 @@ def finish_run(spec: RunSpec, fit: Fit, rows: Split) -> dict[str, Any] | None:
         "architecture": experiment.model.name,
         "fold": spec.fold,
         "epochs": fit.epoch,
-        "best_epoch": fit.best_epoch or fit.epoch,
+        "best_epoch": fit.kept_epoch,
         "metrics": {name: value["mean"] for name, value in scores["metrics"].items()},
         "hd_unit": scores["hd_unit"],
         "seconds": seconds,

@@ -30,9 +30,11 @@ from ray.util.queue import Queue
 
 from braintum import storage
 from braintum.config import Experiment
+from braintum.data.schema import DataError
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
 from braintum.settings import ConfigError
+from braintum.training.checkpoint import CheckpointError
 from braintum.training.device import keep_freed_memory
 from braintum.training.fit import Diverged, Fit, usable_rows
 from braintum.training.progress import Progress
@@ -270,7 +272,7 @@ def _work(config: dict[str, Any]) -> Exception | None:
             if rank == 0:
                 show_epoch(config["mailbox"], config["name"], spec, metrics)
         finish_run(spec, fit, rows)
-    except (Diverged, ValueError) as error:
+    except (Diverged, ConfigError, DataError, CheckpointError) as error:
         return error
     return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -71,14 +72,15 @@ class OptunaSearcher(Searcher):
         ]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """A TrialSpec and when it was asked for: Tune asks when there is a slot, and places it at once."""
         if self._unfinished:
             self._running[trial_id] = trial = self._unfinished.pop(0)
-            return {"trial": json.loads(trial.user_attrs[SPEC])}
+            return {"trial": json.loads(trial.user_attrs[SPEC]), "placed": time.time()}
         name = self._next_study()
         if name is None:
             return cast(None, Searcher.FINISHED)  # a string, against the declared type
         self._running[trial_id], spec = self._ask(name)
-        return {"trial": asdict(spec)}
+        return {"trial": asdict(spec), "placed": time.time()}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if "diverged" not in result:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from braintum.config import Experiment, merge, read_settings
+from braintum.config import Experiment, merge, read_settings, recipes
 from braintum.models.registry import architectures
 from braintum.settings import ConfigError, NamedPart, Part, Where, one_line, parse_yaml
 from braintum.tuning.parameter import Parameter, Scalar, holds
@@ -79,7 +79,9 @@ class SearchSpace(Part):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     architectures: tuple[str, ...] = Field(min_length=1)
     joint: bool = Field(False, description="one study of all architectures, instead of one each")
-    base: str | None = Field(None, description="a recipe or .yaml file; None: the defaults")
+    base: str | dict[str, Any] | None = Field(
+        None, description="a recipe, a .yaml file, or settings themselves; None: the defaults"
+    )
     overrides: dict[str, Any] = Field({}, description="path: value, on top of the base")
     folds: int | None = Field(None, ge=2, description="None: all that the source has, else 5")
     trials: int = Field(ge=1, description="in all, shared out equally among the architectures")
@@ -150,7 +152,7 @@ class SearchSpace(Part):
 
     @cached_property
     def _base(self) -> dict[str, Any]:
-        return read_settings(self.base)
+        return self.base if isinstance(self.base, dict) else read_settings(self.base)
 
     def experiment(self, architecture: str, values: Mapping[str, Any]) -> Experiment:
         """The Experiment of a trial: the base, the overrides, then the trial's values. Raises ConfigError."""
@@ -206,6 +208,11 @@ class SearchSpace(Part):
             return {self.name: self.trials}
         each, rest = divmod(self.trials, len(self.architectures))
         return {name: each + (i < rest) for i, name in enumerate(self.architectures)}
+
+    def settings(self) -> dict[str, Any]:
+        """All but `trials` and `resources`, as plain values; with the settings of a base that is a file."""
+        settings = self.model_dump(mode="json", by_alias=True, exclude={"trials", "resources"})
+        return settings if self.base in (None, *recipes()) else {**settings, "base": self._base}
 
     @property
     def digest(self) -> str:

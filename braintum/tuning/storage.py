@@ -37,6 +37,8 @@ class OptunaFile:
                     file.write(storage.read_bytes(url))
         self.storage = RDBStorage(f"sqlite:///{self._path}", engine_kwargs={"connect_args": {"timeout": 60}})
         self._stop = threading.Event()
+        self._copying = threading.Lock()
+        self._copied = 0.0
         self._thread = threading.Thread(target=self._copy_while_it_grows, daemon=True)
 
     def __enter__(self) -> Self:
@@ -55,17 +57,24 @@ class OptunaFile:
             self._copy()
             self._folder.cleanup()
 
-    def _copy_while_it_grows(self) -> None:
-        copied = 0.0
-        while not self._stop.wait(COPY_SECONDS):
+    def safe(self) -> bool:
+        """Whether all that was told so far stands at the URL; copies it if it does not."""
+        if self._folder is None:
+            return True
+        with self._copying:
             changed = os.path.getmtime(self._path)
-            if changed > copied:
+            if changed > self._copied:
                 try:
                     self._copy()
                 except Exception as error:  # noqa: BLE001 - object stores raise their own kinds; the next round tries again
                     _log.warning("%s: not copied, tried again in %s s: %s", self._url, COPY_SECONDS, error)
-                    continue
-                copied = changed
+                    return False
+                self._copied = changed
+            return True
+
+    def _copy_while_it_grows(self) -> None:
+        while not self._stop.wait(COPY_SECONDS):
+            self.safe()
 
     def _copy(self) -> None:
         snapshot = f"{self._path}.snapshot"

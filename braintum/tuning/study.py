@@ -25,6 +25,7 @@ from braintum import storage
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
 from braintum.training.crossval import crossval
+from braintum.training.fit import Diverged
 from braintum.training.progress import Progress
 from braintum.training.run import prepare_out, refuse_at_once, versions
 from braintum.training.worker import MAX_FAILURES, connect
@@ -39,7 +40,7 @@ from braintum.tuning.watch import Watch
 
 
 class StudyFailed(RuntimeError):
-    """A search in which no trial finished, with the reason of one."""
+    """A search without a winner that could be cross-validated, with a reason."""
 
 
 def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False, progress: Progress) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
     table, folds = refuse_unusable(space, tables)
     slots = Slots.of(space.resources, space.experiment(space.architectures[0], {}).training.device)
     about = {
-        "space": space.model_dump(mode="json", by_alias=True, exclude={"trials", "resources"}),
+        "space": space.settings(),
         "digest": space.digest,
         "data": {"url": data_url, "digest": table.digest},
     }
@@ -72,13 +73,14 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
             known: dict[str, Any] = storage.read_json(storage.join(out, "summary.json"))
             return known
         progress.expect(left)
-        watch = Watch(progress, folds)
+        watch = Watch(progress, folds, file)
         searched = time.monotonic()
         if left > 0:
             _tune(space, studies, left, data_url, out, tables, folds, slots, watch)
         seconds = time.monotonic() - searched
         trials, history = trials_and_history(studies)
         best = best_of(space, studies)
+    failed = {name: "no trial finished all folds" for name in space.architectures if name not in best}
     storage.write_rows(storage.join(out, "trials.parquet"), trials)
     storage.write_rows(storage.join(out, "history.parquet"), history)
     if not best:
@@ -88,7 +90,8 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
     summary = {
         "name": space.name,
         "trials": counts(trials),
-        "best": _crossvalidate(space, best, data_url, out, progress),
+        "best": _crossvalidate(space, best, data_url, out, tables, slots, failed, progress),
+        "failed": failed,
         "busy_share": watch.busy / (seconds * slots.count) if watch.busy else None,
         "resources": space.resources.model_dump(mode="json"),
         "search_seconds": seconds,
@@ -102,9 +105,20 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
 
 
 def _crossvalidate(
-    space: SearchSpace, best: dict[str, FrozenTrial], data_url: str, out: str, progress: Progress
+    space: SearchSpace,
+    best: dict[str, FrozenTrial],
+    data_url: str,
+    out: str,
+    tables: dict[str, ray.ObjectRef[SliceTable]],
+    slots: Slots,
+    failed: dict[str, str],
+    progress: Progress,
 ) -> dict[str, dict[str, Any]]:
-    """Cross-validates each architecture's winner; what the study's summary says of it, by architecture."""
+    """Cross-validates each architecture's winner; what the study's summary says of it, by architecture.
+
+    One that diverges with its fresh seed would do so again: it goes to `failed`, with the reason. Raises StudyFailed
+    where that is all of them.
+    """
     found, predictions = {}, []
     for name, trial in best.items():
         experiment = winner(space, trial)
@@ -115,10 +129,15 @@ def _crossvalidate(
         if not same:
             storage.remove(place)  # more trials found another winner, or it was stopped before anything was written
         progress.say(f"cross-validating the best {name} (trial {trial.number})")
-        result = crossval(
-            experiment, data_url, place, folds=space.folds, workers=space.resources.workers,
-            resume=same, progress=progress,
-        )  # fmt: skip
+        try:
+            result = crossval(
+                experiment, data_url, place, folds=space.folds, workers=slots.workers, at_once=slots.count,
+                table_ref=tables[view(experiment.data)], resume=same, progress=progress,
+            )  # fmt: skip
+        except Diverged as error:
+            cause = getattr(error, "cause", error)  # what Ray wraps when a task raises it
+            failed[name] = f"trial {trial.number} diverged with another seed: {cause}"
+            continue
         predictions.append(storage.read_table(storage.join(place, "predictions.parquet")))
         found[name] = {
             "trial": trial.number,
@@ -127,6 +146,8 @@ def _crossvalidate(
             "crossval": result["over_folds"],
             "hd_unit": result["hd_unit"],
         }
+    if not found:
+        raise StudyFailed(f"{out}: no winner could be cross-validated; {'; '.join(failed.values())}")
     storage.write_table(
         storage.join(out, "predictions.parquet"), pa.concat_tables(predictions, promote_options="default")
     )

@@ -63,7 +63,7 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
     """Trains the folds in turn and yields one result per epoch; goes on from the trial's saved state.
 
     `epoch` = finished folds × epochs + epoch within the fold; `score` = mean selection score of the finished folds and
-    the current one; `finished` is True in the last result. A resumed trial first yields its last result again.
+    the current one; `finished` is True in the last result. A resumed trial first yields its saved results again.
     """
     experiment = Experiment.from_dict(spec.experiment)
     names = list(held_out_folds(table, spec.folds, seed=0))
@@ -72,8 +72,8 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
     if state is None or state["experiment"] != experiment.digest:  # of a trial that was lost before it was stored
         state = {"rows": [], "scores": [], "fit": None}
     rows, scores = state["rows"], state["scores"]
-    if rows:  # who resumes may not have heard of the last epoch: it was saved before it was told
-        yield rows[-1]
+    # Who resumes may not have heard of the last ones: they were saved before they were told.
+    yield from [{**row, "again": True} for row in rows]
     for index in range(len(scores), len(names)):
         fold = split(table, names[index], spec.folds, seed=0)
         fit = Fit(experiment, table, fold.train, rank=rank, world_size=world_size)
@@ -138,7 +138,7 @@ class OneWorkerTrial(tune.Trainable):
         return {**result, "placed": self._placed, "done": result["finished"]}
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._placed = time.time()
+        self._placed = config["placed"]
         self._spec = spec = TrialSpec(**config["trial"])
         self._epochs = trial_epochs(spec, ray.get(self._tables[spec.view]))
 
@@ -150,14 +150,13 @@ def many_worker_trial(
     resources: dict[str, float],
 ) -> None:
     """A trial on a worker group of its own; what rank 0 reports goes up to Tune."""
-    placed = time.time()
     spec = TrialSpec(**config["trial"])
     filesystem, path = ray_storage(storage.join(spec.out, RAY_FILES))
     use_gpu = resources.get("GPU", 0) > 0
     trainer = TorchTrainer(
         _work,
         train_loop_config={
-            "trial": asdict(spec), "table": tables[spec.view], "placed": placed,
+            "trial": asdict(spec), "table": tables[spec.view], "placed": config["placed"],
             "threads": max(1, int(resources["CPU"])),
         },
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),

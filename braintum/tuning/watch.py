@@ -10,17 +10,18 @@ from braintum import storage
 from braintum.config import Experiment
 from braintum.training.checkpoint import STATE
 from braintum.training.progress import Progress
+from braintum.tuning.storage import OptunaFile
 from braintum.tuning.trial import RAY_FILES, TrialSpec
 
 
 class Watch(tune.Callback):
     """Follows Tune: shows progress, adds up busy seconds, and removes the checkpoints of trials that ended."""
 
-    def __init__(self, progress: Progress, folds: int) -> None:
-        self._progress, self._folds = progress, folds
+    def __init__(self, progress: Progress, folds: int, file: OptunaFile) -> None:
+        self._progress, self._folds, self._file = progress, folds, file
         self.busy = 0.0
         self.starts: dict[str, float] = {}
-        """Seconds from a trial's placing to its first step here."""
+        """Seconds from when a trial was placed to its first step here."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: a Tuner pickles its callbacks to a file that nobody reads."""
@@ -37,7 +38,7 @@ class Watch(tune.Callback):
         if "diverged" in result:
             return
         spec = TrialSpec(**trial.config["trial"])
-        if result["began"] >= result["placed"]:  # else a resumed trial tells its last epoch again
+        if not result.get("again"):
             self.busy += result["ended"] - result["began"]
             self.starts.setdefault(spec.run, result["began"] - result["placed"])
         self._progress.update(
@@ -59,5 +60,6 @@ class Watch(tune.Callback):
     def _end(self, trial: Any, state: str) -> None:
         spec = TrialSpec(**trial.config["trial"])
         self._progress.update(spec.run, state=state)
-        storage.remove(storage.join(spec.out, STATE))
+        if self._file.safe():  # else who resumes would train it again from the start
+            storage.remove(storage.join(spec.out, STATE))
         storage.remove(storage.join(spec.out, RAY_FILES))

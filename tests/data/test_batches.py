@@ -78,17 +78,6 @@ def test_workers_share_a_global_batch(table, augment, world_size: int, batch_siz
             assert torch.equal(share.global_label_B, whole.label_B)
 
 
-def test_an_epoch_can_start_anywhere(table) -> None:
-    batches = Batches(table, np.arange(37), batch_size=4, seed=0, augment=Augment())
-    whole = list(batches.epoch(3))
-    for start in (0, 1, 7, len(whole)):
-        rest = list(batches.epoch(3, start))
-        assert len(rest) == len(whole) - start
-        for one, other in zip(whole[start:], rest, strict=True):
-            assert torch.equal(one.image_BCHW, other.image_BCHW)
-            assert torch.equal(one.mask_BKHW, other.mask_BKHW)
-
-
 def test_a_slice_is_augmented_alike_in_any_batch(table) -> None:
     def changed(rows, batch_size: int) -> dict[int, bytes]:
         plain = slices_of(table, Batches(table, rows, batch_size=batch_size, seed=0, augment=None).epoch(5))

@@ -84,6 +84,7 @@ def test_killed_worker_is_started_again_and_changes_nothing(tiny_phantom: str, t
     assert len(victims) == 2
     victims[0].send_signal(signal.SIGKILL)
     seconds = seconds_of_epochs(out)
+    assert len(seconds) < 15, "it had ended before it was killed"
     thread.join(180)
     assert results, "the run did not end"
     assert results[0]["epochs"] == 15

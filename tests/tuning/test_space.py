@@ -172,6 +172,14 @@ def test_distributions_are_those_of_the_file(make: Make) -> None:
     }
 
 
+def test_a_base_that_is_a_file_is_written_down_with_its_settings(make: Make, tmp_path: Path) -> None:
+    base = tmp_path / "mine.yaml"
+    base.write_text("optim: {name: adamw, lr: 0.003}")
+    written = SearchSpace.load(make(base=str(base))).settings()["base"]
+    base.unlink()
+    assert SearchSpace.load(make(base=written)).experiment("unet", {}).optim.lr == 0.003
+
+
 def test_the_first_trial_is_the_base_recipe(make: Make) -> None:
     parameters = {
         "optim.lr": {"log_uniform": [1e-4, 1e-2]},

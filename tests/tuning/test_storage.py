@@ -15,5 +15,11 @@ def test_a_study_is_found_again_on_s3(s3: str) -> None:
         study = optuna.create_study(storage=file.storage, study_name="unet", direction="maximize")
         study.optimize(lambda trial: trial.suggest_float("optim.lr", 1e-4, 1e-2), n_trials=3)
         best = study.best_trial
+        assert file.safe()
+        with OptunaFile(url) as seen_by_another:
+            copy = optuna.load_study(storage=seen_by_another.storage, study_name="unet")
+            assert len(copy.trials) == 3, "before the first driver ends"
+        study.optimize(lambda trial: 1.0, n_trials=1)
+        best = study.best_trial
     with OptunaFile(url) as file:
         assert optuna.load_study(storage=file.storage, study_name="unet").best_trial == best

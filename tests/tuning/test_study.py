@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -149,6 +151,26 @@ def test_a_resume_may_find_another_winner_but_not_answer_another_question(tiny_p
     times = {file: file.stat().st_mtime_ns for file in out.rglob("*.*") if file.is_file()}
     assert search(more, tiny_phantom, str(out), resume=True, progress=quiet()) == second
     assert times == {file: file.stat().st_mtime_ns for file in times}, "nothing is trained or written again"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_winner_that_diverges_with_another_seed_does_not_end_the_study(tiny_phantom: str, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    tiny = space(tmp_path, trials=2, overrides={**TINY, "training.epochs": 1}, scheduler={"name": "none"})
+    search(tiny, tiny_phantom, str(out), progress=quiet())
+    with contextlib.closing(sqlite3.connect(out / "optuna.db")) as database:
+        specs = database.execute("SELECT value_json FROM trial_user_attributes WHERE key = 'spec'").fetchall()
+        (written,) = next(row for row in specs if json.loads(json.loads(row[0]))["architecture"] == "unet")
+        spec = json.loads(json.loads(written))
+        spec["experiment"]["loss"]["segmentation_weight"] = 1e39  # it has won, and diverges from now on
+        changed = (json.dumps(json.dumps(spec)), written)
+        database.execute("UPDATE trial_user_attributes SET value_json = ? WHERE value_json = ?", changed)
+        database.commit()
+    (out / "summary.json").unlink()
+    summary = search(tiny, tiny_phantom, str(out), resume=True, progress=quiet())
+    assert list(summary["best"]) == ["joint_unet"]
+    assert "trial 0 diverged with another seed: the loss became" in summary["failed"]["unet"]
+    assert "Not ranked: unet, trial 0 diverged" in Path(report(str(out))).read_text()
 
 
 def command(folder: Path, data: str, out: Path) -> list[str]:
