@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -206,11 +207,15 @@ def outcome(out: Path) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_study_whose_driver_is_killed_resumes_as_the_undisturbed_one(tiny_phantom: str, tmp_path: Path) -> None:
-    """kill -9 in the middle of a trial; one trial at a time, so that the whole study is a function of its seed."""
+def test_study_whose_driver_and_worker_are_killed_is_as_the_undisturbed_one(tiny_phantom: str, tmp_path: Path) -> None:
+    """kill -9 in the middle of a trial: of the driver, then, in what resumes, of the actor that trains.
+
+    One trial at a time, so that the whole study is a function of its seed.
+    """
     changes: dict[str, Any] = {
         "architectures": ["joint_unet"], "trials": 4, "resources": {"max_concurrent": 1},
         "overrides": {**SMALL["overrides"], "training.epochs": 6},
+        "scheduler": {"name": "asha", "grace_epochs": 5, "reduction": 2},
     }  # fmt: skip
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     undisturbed = search(space(tmp_path, **changes), tiny_phantom, str(calm), progress=quiet())
@@ -231,7 +236,16 @@ def test_study_whose_driver_is_killed_resumes_as_the_undisturbed_one(tiny_phanto
     assert before[1] == "RUNNING"
     kept = (killed / "trials" / "joint_unet-0" / "history.json").stat().st_mtime_ns
     done = rows_of(second)
-    resumed = search(space(tmp_path, **changes), tiny_phantom, str(killed), resume=True, progress=quiet())
+    third = killed / "trials" / "joint_unet-2"
+    with ThreadPoolExecutor(1) as pool:
+        resuming = pool.submit(
+            search, space(tmp_path, **changes), tiny_phantom, str(killed), resume=True, progress=quiet()
+        )
+        wait_for(lambda: len(rows_of(third)) >= 2)
+        for actor in workers_of("OneWorkerTrial"):
+            actor.send_signal(signal.SIGKILL)
+        assert len(rows_of(third)) < 5, "it had ended before it was killed"
+        resumed = resuming.result()
     assert outcome(killed) == outcome(calm)
     assert kept == (killed / "trials" / "joint_unet-0" / "history.json").stat().st_mtime_ns
     assert rows_of(second)[: len(done) - 1] == done[:-1], "no saved epoch is trained again"
