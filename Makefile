@@ -26,7 +26,7 @@ check: venv
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow' --durations=15
 
 test-slow: check
 	$(BIN)/pytest -m slow

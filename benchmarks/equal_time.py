@@ -82,8 +82,8 @@ class PlainLoop:
         if name == "monai":
             self.model = MaskOnly()
         else:
-            norm = {"model.norm": name.removeprefix("plain_"), "model.dropout": 0.0}
-            self.model = experiment.with_overrides(norm).model.build(1, len(table.classes), 1)
+            paper = {"model.width": 16, "model.depth": 4, "model.norm": name.removeprefix("plain_")}
+            self.model = experiment.with_overrides(paper).model.build(1, len(table.classes), 1)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=PEAK, fused=True)
         steps = epochs * math.ceil(len(rows) / BATCH)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, max_lr=PEAK, total_steps=steps)

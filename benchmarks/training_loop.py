@@ -51,6 +51,7 @@ def settings(size: int, width: int, epochs: int) -> Experiment:
         {
             "data.image_size": size,
             "model.width": width,
+            "model.depth": 4,
             "training.epochs": epochs,
             "training.weights": "last",
             "training.average_decay": None,

@@ -29,7 +29,7 @@ SPACE = {
     "name": "trial_start",
     "architectures": ["joint_unet"],
     "base": "fast",
-    "overrides": {"data.image_size": 64, "model.width": 8, "training.epochs": 2},
+    "overrides": {"data.image_size": 64, "model.width": 8, "model.depth": 4, "training.epochs": 2},
     "folds": 2,
     "scheduler": {"name": "asha", "grace_epochs": 1, "reduction": 3},
     "parameters": {"optim.lr": {"log_uniform": [1e-4, 1e-2]}},
