@@ -16,7 +16,7 @@ from braintum.evaluation.predict import prediction_schema, prediction_table, sel
 from braintum.models.output import Output
 
 SIDE, NATIVE = 16, 32
-EXPERIMENT = Experiment.load(None, {"model.name": "joint_unet", "data.image_size": SIDE})
+EXPERIMENT = Experiment.load(None, {"model.name": "joint_unet", "data.image_size": SIDE, "model.depth": 3})
 
 
 class Bright(nn.Module):

@@ -24,7 +24,7 @@ FOLDS, EPOCHS = 2, 2
 ARCHITECTURES = ("unet", "joint_unet", "classifier")
 SPACE = {
     "name": "three_small_ones", "architectures": list(ARCHITECTURES), "base": "fast", "folds": FOLDS, "trials": 15,
-    "overrides": {"data.image_size": 32, "optim.clip_norm": None}, "scheduler": {"name": "none"},
+    "overrides": {"data.image_size": 32, "model.depth": 4, "optim.clip_norm": None}, "scheduler": {"name": "none"},
     "resources": {"max_concurrent": 1},
     "parameters": {
         "optim.lr": {"log_uniform": [1e-4, 1.0]},
