@@ -23,7 +23,16 @@ from braintum import storage
 from braintum.cli import main
 from braintum.config import Experiment
 
-QUICK = ["--set", "data.image_size=32", "--set", "model.width=4", "--set", "training.batch_size=8"]
+QUICK = [
+    "--set",
+    "data.image_size=32",
+    "--set",
+    "model.width=4",
+    "--set",
+    "model.depth=2",
+    "--set",
+    "training.batch_size=8",
+]
 
 Rows = list[dict[str, str]]
 
@@ -280,7 +289,8 @@ def command(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
     space = tmp_path / "space.yaml"
     space.write_text(
         "{name: s, architectures: [joint_unet], base: fast, folds: 2, trials: 1, "
-        "overrides: {data.image_size: 32, model.width: 4, training.batch_size: 8}, scheduler: {name: none}, "
+        "overrides: {data.image_size: 32, model.width: 4, model.depth: 2, training.batch_size: 8}, "
+        "scheduler: {name: none}, "
         "parameters: {optim.lr: {uniform: [0.001, 0.01]}}}"
     )
     return ["search", str(space)]
