@@ -1,14 +1,14 @@
 """What `fast`, a plain loop and monai's residual U-Net reach on a held-out fold in the same minutes of a core.
 
     braintum ingest folder ../shared/data/cheng --out out/cheng
-    python benchmarks/equal_time.py --data out/cheng --out out/equal_time --fold 4 --minutes 40
+    python benchmarks/equal_time.py --data out/cheng --out out/equal_time --fold 4 --minutes 20
 
 Every contender trains on the same slices at the same size and is scored by the same function. Each is a process of its
 own on one thread, as many at a time as there are cores; its epochs are as many as the minutes hold at the speed of its
 first steps, so that its learning-rate cycle ends with them. CPU seconds are counted, so that pauses and neighbours
 cost nobody anything. What a contender reached is kept under --out: one that is there is not run again.
 
-- `braintum`: the recipe `fast`, its length set, predictions averaged over flips as it says.
+- `braintum`: the recipe `fast`, its length set, predictions averaged over flips as it says; and not averaged.
 - `plain_batch`, `plain_instance`: the usual loop of torch's tutorials (https://docs.pytorch.org/tutorials/beginner/
   basics/optimization_tutorial.html) with our joint U-Net of 16 base channels, AdamW, torch's OneCycleLR to 3e-3, flips
   and rotations in batch; BatchNorm and Dice over the batch, or InstanceNorm and Dice per slice.
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--fold", default="4")
-    parser.add_argument("--minutes", type=float, default=40.0, help="of one core, for each contender")
+    parser.add_argument("--minutes", type=float, default=20.0, help="of one core, for each contender")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--only", choices=CONTENDERS, help="one contender, in this process; nothing is recorded")

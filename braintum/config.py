@@ -186,7 +186,7 @@ class Training(Part):
 
     @property
     def epoch_costs(self) -> list[float]:
-        """What each epoch costs, relative to the others."""
+        """What each epoch costs, about, relative to the others: as its pixels."""
         return [0.25] * self.half_size_epochs + [1.0] * (self.epochs - self.half_size_epochs)
 
 
@@ -228,8 +228,8 @@ class Experiment(Part):
         return self
 
     @property
-    def half_size(self) -> int:
-        """Height and width of slices in epochs at half size: the least that the model takes from half the side up."""
+    def half_side(self) -> int:
+        """Pixels of a side in epochs at half size: half the slice's, or the next larger that the model takes."""
         divisor = self.model.divisor
         return max(self.model.smallest, -(-self.data.image_size // (2 * divisor)) * divisor)
 

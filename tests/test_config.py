@@ -297,7 +297,7 @@ def test_nothing_is_chosen_among_epochs_of_two_sizes(settings: dict[str, Any]) -
 
 @pytest.mark.parametrize(("size", "half"), [(128, 64), (64, 32), (48, 32), (240, 128), (32, 32)])
 def test_half_size_is_one_that_the_model_takes(size: int, half: int) -> None:
-    assert Experiment.load("fast", {"data.image_size": size, "model.depth": 4}).half_size == half
+    assert Experiment.load("fast", {"data.image_size": size, "model.depth": 4}).half_side == half
 
 
 def test_nesterov_without_momentum_is_refused() -> None:

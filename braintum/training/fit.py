@@ -217,7 +217,7 @@ class Fit:
         """The network as epoch `epoch` (from 1) trains it."""
         if epoch > self.experiment.training.half_size_epochs:
             return network
-        return Resized(network, self.experiment.half_size)
+        return Resized(network, self.experiment.half_side)
 
     def _step(self, network: nn.Module, batch: Batch) -> Tensor:
         """One weight update; this worker's share of the losses (total and each task's)."""

@@ -35,12 +35,11 @@ class Watch(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if "diverged" in result:
-            return
+        if "diverged" in result or result.get("again"):
+            return  # what was trained earlier is not of this trial's pace
         spec = TrialSpec(**trial.config["trial"])
-        if not result.get("again"):
-            self.busy += result["ended"] - result["began"]
-            self.starts.setdefault(spec.run, result["began"] - result["placed"])
+        self.busy += result["ended"] - result["began"]
+        self.starts.setdefault(spec.run, result["began"] - result["placed"])
         self._progress.update(
             spec.run,
             epoch=result["epoch"],

@@ -14,7 +14,6 @@ def test_a_study_is_found_again_on_s3(s3: str) -> None:
     with OptunaFile(url) as file:
         study = optuna.create_study(storage=file.storage, study_name="unet", direction="maximize")
         study.optimize(lambda trial: trial.suggest_float("optim.lr", 1e-4, 1e-2), n_trials=3)
-        best = study.best_trial
         assert file.safe()
         with OptunaFile(url) as seen_by_another:
             copy = optuna.load_study(storage=seen_by_another.storage, study_name="unet")
