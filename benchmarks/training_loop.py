@@ -7,10 +7,10 @@ optimization_tutorial.html) with what the performance guide (https://docs.pytorc
 tuning_guide.html) advises on this device: tensors in memory, `zero_grad(set_to_none=True)`, a fused optimiser, the same
 memory format and precision. Same model, batch size, loss and slices, augmentation off in both. `fit` and the loop take
 turns epoch by epoch in one process. So do Ray Train and plain Python, each in a process of its own that is stopped
-(SIGSTOP) while the other trains, because this machine's own speed changes more from minute to minute than they differ;
-an epoch there is the time from one epoch's end to the next one's, checkpoint and TensorBoard included in both. Ray's
-other processes run all the time, in the turns of plain Python too: what they take of a core is recorded beside the
-ratio.
+(SIGSTOP) while the other trains, because a machine's own speed changes more from minute to minute than they differ;
+an epoch there is the time from one epoch's end to the next one's, checkpoint and TensorBoard included in both. In the
+turns of plain Python all of Ray's processes are stopped, not its worker only; what the others take of a core in Ray's
+turns is recorded. A ratio is the median over the pairs of epochs, with a 95 % bootstrap interval of that median.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class HandWritten:
             raise ArithmeticError("diverged")
 
 
-def against_hand_written(experiment: Experiment, table: SliceTable, epochs: int) -> dict[str, float]:
+def against_hand_written(experiment: Experiment, table: SliceTable, epochs: int) -> dict[str, Any]:
     rows = np.arange(len(table))
     fit = Fit(experiment, table, rows)
     plain = HandWritten(experiment, table, rows, fit)
@@ -122,10 +123,17 @@ def against_hand_written(experiment: Experiment, table: SliceTable, epochs: int)
     medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
     ratios = [a / b for a, b in zip(seconds["fit"][1:], seconds["hand_written"][1:], strict=True)]
     return {
-        "fit_over_hand_written": statistics.median(ratios),
+        **median_of("fit_over_hand_written", ratios),
         "fit_slices_per_second": len(rows) / medians["fit"],
         "hand_written_slices_per_second": len(rows) / medians["hand_written"],
     }
+
+
+def median_of(name: str, ratios: list[float]) -> dict[str, Any]:
+    """The median of the pairs, where it may lie (2.5 and 97.5 % of 10,000 bootstrap samples), and the pairs."""
+    drawn = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return {name: statistics.median(ratios), f"{name}_95_percent": [low, high], f"{name}_by_epoch": ratios}
 
 
 def plain_run(data: str, out: str, size: int, width: int, epochs: int, threads: int) -> None:
@@ -142,34 +150,38 @@ class Turns(threading.Thread):
         super().__init__(daemon=True)
         self._plain, self._outs, self._epochs = psutil.Process(plain.pid), (plain_out, ray_out), epochs
         self.seconds: list[tuple[float, float]] = []  # of an epoch: plain Python, Ray Train
-        self.background_cores = 0.0  # what Ray's other processes took meanwhile
+        self.background_cores = 0.0  # what Ray's other processes took in its turns
 
     def run(self) -> None:
         self._until_next_epoch_ends(self._outs[0])
         self._plain.suspend()
         self._until_next_epoch_ends(self._outs[1])
-        children = psutil.Process().children(recursive=True)
-        ray_worker = next(child for child in children if "RayTrainWorker" in " ".join(child.cmdline()))
-        ray_worker.suspend()
-        others = [child for child in children if child not in (self._plain, ray_worker)]
-        start, used = time.perf_counter(), cpu_seconds(others)
+        rays = [child for child in psutil.Process().children(recursive=True) if child.pid != self._plain.pid]
+        of_others = [child for child in rays if "RayTrainWorker" not in " ".join(child.cmdline())]
+        each_running(rays, psutil.Process.suspend)
+        used = cpu_seconds(of_others)
         for _ in range(1, self._epochs):
-            self.seconds.append((self._epoch(self._plain, self._outs[0]), self._epoch(ray_worker, self._outs[1])))
-        self.background_cores = (cpu_seconds(others) - used) / (time.perf_counter() - start)
-        for process in (self._plain, ray_worker):
-            process.resume()
+            self.seconds.append((self._epoch([self._plain], self._outs[0]), self._epoch(rays, self._outs[1])))
+        self.background_cores = (cpu_seconds(of_others) - used) / sum(ray_ for _, ray_ in self.seconds)
+        each_running([self._plain, *rays], psutil.Process.resume)
 
-    def _epoch(self, process: psutil.Process, out: Path) -> float:
+    def _epoch(self, processes: list[psutil.Process], out: Path) -> float:
         start = time.perf_counter()
-        process.resume()
+        each_running(processes, psutil.Process.resume)
         self._until_next_epoch_ends(out)
-        process.suspend()
+        each_running(processes, psutil.Process.suspend)
         return time.perf_counter() - start
 
     def _until_next_epoch_ends(self, out: Path) -> None:
         before = epochs_ended(out)
         while epochs_ended(out) == before:
             time.sleep(0.005)
+
+
+def each_running(processes: list[psutil.Process], change: Callable[[psutil.Process], None]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            change(process)
 
 
 def cpu_seconds(processes: list[psutil.Process]) -> float:
@@ -202,8 +214,7 @@ def against_ray_train(data: str, folder: Path, size: int, width: int, epochs: in
     plain_seconds, ray_seconds = zip(*turns.seconds, strict=True)
     ratios = [ray_ / plain_ for plain_, ray_ in turns.seconds]
     return {
-        "ray_train_over_plain_python": statistics.median(ratios),
-        "ray_train_over_plain_python_by_epoch": ratios,
+        **median_of("ray_train_over_plain_python", ratios),
         "ray_train_epoch_seconds": statistics.median(ray_seconds),
         "plain_python_epoch_seconds": statistics.median(plain_seconds),
         "cores_that_ray_takes_beside": turns.background_cores,
