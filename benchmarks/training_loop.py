@@ -6,11 +6,12 @@ The hand-written loop is the one of torch's own tutorial (https://docs.pytorch.o
 optimization_tutorial.html) with what the performance guide (https://docs.pytorch.org/tutorials/recipes/recipes/
 tuning_guide.html) advises on this device: tensors in memory, `zero_grad(set_to_none=True)`, a fused optimiser, the same
 memory format and precision. Same model, batch size, loss and slices, augmentation off in both. `fit` and the loop take
-turns epoch by epoch in one process. So do Ray Train and plain Python, each in a process of its own that is stopped
-(SIGSTOP) while the other trains, because a machine's own speed changes more from minute to minute than they differ;
-an epoch there is the time from one epoch's end to the next one's, checkpoint and TensorBoard included in both. In the
-turns of plain Python all of Ray's processes are stopped, not its worker only; what the others take of a core in Ray's
-turns is recorded. A ratio is the median over the pairs of epochs, with a 95 % bootstrap interval of that median.
+turns epoch by epoch in one process, and their CPU seconds are compared. Ray Train and plain Python take turns too, each
+in a process of its own that is stopped (SIGSTOP) while the other trains, because a machine's own speed changes more from
+minute to minute than they differ; an epoch there is the time from one epoch's end to the next one's, checkpoint and
+TensorBoard included in both. In the turns of plain Python all of Ray's processes are stopped, not its worker only; what
+the others take of a core in Ray's turns is recorded. A ratio is the median over the pairs of epochs, with a 95 %
+bootstrap interval of that median.
 """
 
 from __future__ import annotations
@@ -117,15 +118,15 @@ def against_hand_written(experiment: Experiment, table: SliceTable, epochs: int)
     for _ in range(epochs):
         turns.reverse()
         for name, epoch in turns:
-            start = time.perf_counter()
+            start = time.process_time()
             epoch()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
     ratios = [a / b for a, b in zip(seconds["fit"][1:], seconds["hand_written"][1:], strict=True)]
     return {
         **median_of("fit_over_hand_written", ratios),
-        "fit_slices_per_second": len(rows) / medians["fit"],
-        "hand_written_slices_per_second": len(rows) / medians["hand_written"],
+        "fit_slices_per_cpu_second": len(rows) / medians["fit"],
+        "hand_written_slices_per_cpu_second": len(rows) / medians["hand_written"],
     }
 
 
