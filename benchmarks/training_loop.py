@@ -7,7 +7,7 @@ optimization_tutorial.html) with what the performance guide (https://docs.pytorc
 tuning_guide.html) advises on this device: tensors in memory, `zero_grad(set_to_none=True)`, a fused optimiser, the same
 memory format and precision. Same model, batch size, loss and slices, augmentation off in both. `fit` and the loop take
 turns epoch by epoch in one process, and their CPU seconds are compared. Ray Train and plain Python take turns too, each
-in a process of its own that is stopped (SIGSTOP) while the other trains, because a machine's own speed changes more from
+in a process of its own that is stopped (SIGSTOP) while the other trains, because a machine's speed changes more from
 minute to minute than they differ; an epoch there is the time from one epoch's end to the next one's, checkpoint and
 TensorBoard included in both. In the turns of plain Python all of Ray's processes are stopped, not its worker only; what
 the others take of a core in Ray's turns is recorded. A ratio is the median over the pairs of epochs, with a 95 %
