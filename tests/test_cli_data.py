@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +87,17 @@ def outside(root: Path) -> None:
     change(root, 3, image="../../secret.png")
 
 
+def open_quote(root: Path) -> None:
+    """A cell that would hold the rest of a long manifest."""
+    with (root / "manifest.csv").open("a") as file:
+        file.write('s8,"8.png,,glioma,c4,1\n' + "s9,9.png,,glioma,c4,1\n" * 10_000)
+
+
+def open_quote_at_the_end_of_a_line(root: Path) -> None:
+    with (root / "manifest.csv").open("a") as file:
+        file.write('s8,7.png,,glioma,c3,"1\ns9,7.png,,glioma,c3,1\n')
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -94,6 +107,8 @@ def outside(root: Path) -> None:
         (two_folds, ("c0", "fold")),
         (twice, ("s0", "line")),
         (outside, ("line 5", "secret.png")),
+        (open_quote, ("manifest.csv line 10: field larger than field limit", "close a quote")),
+        (open_quote_at_the_end_of_a_line, ("line 11: fold '1\\n'...: a line break", "close a quote")),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -136,6 +151,15 @@ def test_an_output_that_cannot_be_written(
     for source in (["phantom", "--cases", "4", "--size", "32"], ["folder", str(folder)]):
         refused(capfd, ["ingest", *source, "--out", out], says)
     assert {path.name for path in tmp_path.iterdir()} == {"file", "slices"}
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    """A limit on a file's size is as much as a test can fill."""
+    out = tmp_path / "out"
+    command = f"{sys.executable} -m braintum.cli ingest phantom --cases 4 --size 64 --out {out}"
+    done = subprocess.run(["bash", "-c", f"ulimit -f 8; {command}"], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (2, f"braintum: {out}/slices-00000.parquet: File too large\n")
+    assert not out.exists()
 
 
 def test_ingest_prints_its_card(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
