@@ -75,13 +75,22 @@ def test_what_a_job_would_write_into_its_own_copy_of_the_working_directory(
     refused(capfd, ["crossval", "--data", str(phantom), "--out", "out/cv"], "give an absolute path or a URL")
 
 
-def test_the_address_of_a_dashboard_is_no_cluster(tmp_path: Path, phantom: Path) -> None:
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("http://127.0.0.1:8265", "is for `ray job`; unset it"),
+        ("foo", "RAY_ADDRESS: 'foo': Invalid address format"),
+        ("foo:bar", "RAY_ADDRESS: 'foo:bar': Unable to parse port"),
+    ],
+)
+def test_an_address_of_no_cluster(tmp_path: Path, phantom: Path, address: str, says: str) -> None:
     """In a process of its own: this one may be on a cluster already."""
     command = [sys.executable, "-m", "braintum.cli", "train", "--data", str(phantom), "--out", str(tmp_path / "out")]
-    environment = {**os.environ, "RAY_ADDRESS": "http://127.0.0.1:8265"}
+    environment = {**os.environ, "RAY_ADDRESS": address}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2, done.stderr
-    assert "is for `ray job`; unset it" in done.stderr
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -135,6 +144,12 @@ def test_a_demo_whose_space_is_not_there(
 def test_a_report_of_nothing(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     refused(capfd, ["report", str(tmp_path)], str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+    for name in ("experiment.json", "summary.json"):
+        (tmp_path / name).write_text("{}")
+    refused(capfd, ["report", str(tmp_path)], "experiment.json: experiment.model.name is not there: damaged")
+    (tmp_path / "study.json").write_text("[]")
+    refused(capfd, ["report", str(tmp_path)], "study.json: space.name is not there: damaged")
+    assert not (tmp_path / "report").exists()
 
 
 @pytest.mark.ray
