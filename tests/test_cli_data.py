@@ -172,6 +172,13 @@ def test_ingest_prints_its_card(capfd: pytest.CaptureFixture[str], tmp_path: Pat
     assert json.loads(capfd.readouterr().out) == json.loads((out / "card.json").read_text())
 
 
+def test_a_label_is_no_markup(capfd: pytest.CaptureFixture[str], tmp_path: Path, folder: Path) -> None:
+    for line, label in enumerate(("a[/b]", "grade [low]", ":brain:")):
+        change(folder, line, label=label)
+    assert main(["ingest", "folder", str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert ":brain:, a[/b], glioma, grade [low], pituitary" in capfd.readouterr().out
+
+
 @pytest.fixture(params=["train", "crossval", "search"])
 def command(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
     """Each command that trains, ready for --data and --out."""
