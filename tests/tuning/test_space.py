@@ -289,7 +289,14 @@ def test_what_cannot_be_searched_is_refused_in_one_line(make: Make, fields: dict
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [(b"a: [", "not valid YAML"), (b"[]", "expected a search space"), (b"\xfc", "not UTF-8")]
+    ("text", "says"),
+    [
+        (b"a: [", "not valid YAML"),
+        (b"[]", "expected a search space"),
+        (b"\xfc", "not UTF-8"),
+        (b"name: a\ntrials: 4\ntrials: 8", "bad.yaml: line 3: trials: stands there twice, first in line 2"),
+        (b"parameters: {optim.lr: {choice: [1], choice: [2]}}", "line 1: choice: stands there twice"),
+    ],
 )
 def test_a_file_that_is_no_space_is_refused(tmp_path: Path, text: bytes, says: str) -> None:
     file = tmp_path / "bad.yaml"
