@@ -45,6 +45,29 @@ def test_a_setting_that_is_not_there(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("command", ["train", "crossval"])
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            ["model.name=unet", "loss.label_smoothing=.1"],
+            "--set loss.label_smoothing: has no effect on unet, which has segmentation only; leave it out",
+        ),
+        (["model.name=classifier", "loss.segmentation=dice_ce"], "on classifier, which has classification only"),
+        (["data.validation=.1"], "--set data.validation: has no effect where nothing is chosen by it (weights best"),
+    ],
+)
+def test_a_setting_without_effect(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, command: str, settings: list[str], says: str
+) -> None:
+    out = tmp_path / "out"
+    given = [word for setting in settings for word in ("--set", setting)]
+    refused(capfd, [command, "--config", "fast", *given, "--data", "nowhere", "--out", str(out)], says)
+    assert not out.exists()
+    best = ["--set", "training.half_size=0", "--set", "training.weights=best", "--set", "data.validation=.1"]
+    refused(capfd, [command, "--config", "fast", *best, "--data", "nowhere", "--out", str(out)], "no card.json")
+
+
 @pytest.mark.parametrize(
     ("command", "says"),
     [
