@@ -15,8 +15,10 @@ venv: .venv/installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@
 
+# Of an earlier demo goes what that wrote; where anything else lies there, braintum refuses the folder.
 demo: venv
-	rm -rf out/demo
+	rm -rf out/demo/phantom out/demo/study
+	rmdir out/demo 2>/dev/null || true
 	$(BIN)/braintum demo --out out/demo
 
 check: venv

@@ -224,8 +224,17 @@ def demo(
 
 
 def _experiment(config: str | None, settings: list[str] | None) -> Experiment:
-    """What --config and --set say. A URL is read here: the package's configurations know no file systems."""
+    """What --config and --set say; a --set without effect is refused."""
     overrides = parse_overrides(settings or [])
+    experiment = _load(config, overrides)
+    for path in overrides:
+        if path in experiment.without_effect:
+            raise ConfigError(f"--set {path}: has no effect {experiment.without_effect[path]}; leave it out")
+    return experiment
+
+
+def _load(config: str | None, overrides: Mapping[str, Any]) -> Experiment:
+    """A URL is read here: the package's configurations know no file systems."""
     if config is None or "://" not in config:
         return Experiment.load(config, overrides)
     from braintum.storage import read_bytes

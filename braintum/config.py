@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
-from braintum.models.registry import ModelConfig, options_schemas, resolve_model
+from braintum.models.registry import ModelConfig, Task, options_schemas, resolve_model
 from braintum.settings import ConfigError, NamedPart, Part, Where, one_line, parse_yaml
 
 Classes = dict[str, tuple[str, ...]] | None
@@ -240,6 +240,21 @@ class Experiment(Part):
         return chosen or self.schedule.name == "plateau"
 
     @property
+    def without_effect(self) -> dict[str, str]:
+        """The settings that do nothing here, by path, and why.
+
+        A recipe may hold them, for other architectures; to ask for one, or to search it, is a mistake.
+        """
+        name, tasks = self.model.name, self.model.tasks
+        found: dict[str, str] = {}
+        for task, paths in _OF_TASK.items():
+            if task not in tasks:
+                found |= dict.fromkeys(paths, f"on {name}, which has {' and '.join(tasks)} only")
+        if not self.needs_validation:
+            found["data.validation"] = "where nothing is chosen by it (weights best, early stopping or plateau)"
+        return found
+
+    @property
     def digest(self) -> str:
         """16 hex digits that stay the same for the same resolved settings."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
@@ -272,6 +287,12 @@ class Experiment(Part):
         """A copy with dotted paths replaced, such as {"optim.lr": 3e-4}; see `merge`."""
         return type(self).from_dict(merge(self.to_dict(), overrides), "overrides")
 
+
+_OF_TASK: dict[Task, tuple[str, ...]] = {
+    "segmentation": ("loss.segmentation", "loss.segmentation_weight"),
+    "classification": ("loss.classification_weight", "loss.class_weights", "loss.label_smoothing"),
+}
+"""Settings of one task, without effect on an architecture that lacks it."""
 
 _NAMES: dict[str, str] = {part: value.name for part, value in Experiment() if hasattr(value, "name")}
 """The names of the parts that have one, where nothing else is said."""

@@ -77,7 +77,7 @@ def print_models(listing: Mapping[str, Any]) -> None:
 
 
 def _print(table: Table) -> None:
-    console = Console()
+    console = Console(markup=False, emoji=False)  # [b] and :brain: in a label are the label
     if not console.is_terminal:
         console.width = 160  # rich takes 80 for a pipe or a file, and would cut columns
     console.print(table)

@@ -7,7 +7,7 @@ a search space is checked in milliseconds on any machine.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar
 
 import yaml
@@ -22,7 +22,22 @@ class ConfigError(ValueError):
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-4` as a string (it wants a dot); people write it in every recipe, so here it is a float."""
+    """YAML 1.1 reads `1e-4` as a string (it wants a dot); people write it in every recipe, so here it is a float.
+
+    A key that stands twice in one mapping is refused: PyYAML would take the last in silence.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        line_of: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in line_of:
+                first = line_of[key.value]
+                raise ConfigError(f"line {line}: {key.value}: stands there twice, first in line {first}; remove one")
+            line_of[key.value] = line
+        return super().construct_mapping(node, deep)
 
 
 _Yaml.add_implicit_resolver(
@@ -37,6 +52,8 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
         return yaml.load(text, Loader=_Yaml)  # noqa: S506 - a SafeLoader
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 

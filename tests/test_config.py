@@ -121,6 +121,8 @@ def test_cosine_warmup_must_end() -> None:
     [
         (b"optim: [", "not valid YAML"),
         (b"- 1", "expected settings"),
+        (b"optim: {lr: 1}\nloss: {}\noptim: {}", "bad.yaml: line 3: optim: stands there twice, first in line 1"),
+        (b"optim:\n  lr: 1\n  lr: 2", "line 3: lr: stands there twice, first in line 2; remove one"),
         (b"optim: 3", "optim: 3: Input should be an object"),
         (b"optim: [1]", "optim: .* Input should be an object"),
         (b"optimm:", "optimm: no such field"),

@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from braintum.data.schema import DataError
+from braintum.data.schema import TEST, DataError
 from braintum.data.table import SliceTable
 
-TEST = "test"
 DEFAULT_FOLDS = 5
 HELD_OUT_SHARE = 0.2
 

@@ -5,6 +5,7 @@ Shapes: C channels, H W height and width in pixels.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,12 +16,30 @@ from pydantic import BaseModel, ConfigDict, Field
 
 FORMAT_VERSION = 1
 CARD = "card.json"
+TEST = "test"
+"""The source's fold that is never trained on."""
+NAME = re.compile(r"\w[\w.-]{0,31}")
+"""A fold's name: letters, digits, `_`, and behind the first also `.` and `-`. Directories are called by it."""
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Characters that no label and no id has: they would break a line, or move a terminal's cursor."""
 MASKS = ("tumour", "oedema")
 """What the values 1, 2 of a mask mean. A dataset names the first one or two in its card."""
 
 
 class DataError(ValueError):
     """Data that cannot be used: one line that says what is wrong, where, and what to do."""
+
+
+def refuse_names(where: str, fold: str | None = None, **names: str | None) -> None:
+    """Raises DataError for a fold that cannot name a directory, and for control characters in any name."""
+    for kind, name in {"fold": fold, **names}.items():
+        if name is not None and (found := CONTROL.search(name)):
+            raise DataError(
+                f"{where}: {kind} {name[: found.end()]!r}...: a line break or another control character; remove it, or "
+                "close a quote that was left open"
+            )
+    if fold is not None and not NAME.fullmatch(fold):
+        raise DataError(f"{where}: fold {fold[:40]!r}: expected 1 to 32 letters, digits, _ . - and not . or - first")
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -18,7 +18,18 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from braintum.data.images import perceptual_hash
-from braintum.data.schema import CARD, FORMAT_VERSION, MASKS, Card, DataError, Row, Shard, arrow_schema
+from braintum.data.schema import (
+    CARD,
+    FORMAT_VERSION,
+    MASKS,
+    TEST,
+    Card,
+    DataError,
+    Row,
+    Shard,
+    arrow_schema,
+    refuse_names,
+)
 from braintum.storage import StorageError, join, read_bytes, remove, write_bytes
 
 SHARD_BYTES = 48 * 2**20
@@ -50,7 +61,8 @@ def write_dataset(
 
     All slices must have one shape and dtype. Raises DataError (naming the row by `Row.where`) for an output that
     exists, a duplicate slice id, a mask of another size or with unknown values, images of several sizes, one case in
-    two source folds, and no rows at all; then nothing is left at `out`.
+    two source folds, one picture (that is not of a single value) where a split could part it from itself, names that
+    `refuse_names` refuses, and no rows at all; then nothing is left at `out`.
     """
     refuse_existing(out)
     writer = _Writer(out, shard_bytes)
@@ -105,6 +117,19 @@ def read_shard(url: str, shard: Shard, columns: list[str] | None = None) -> pa.T
     return pq.read_table(pa.BufferReader(content), columns=columns)
 
 
+class _Seen(NamedTuple):
+    """A slice as far as it is compared with later ones of the same pixels."""
+
+    slice_id: str
+    fold: str | None
+    group: str
+    where: str
+
+    def __str__(self) -> str:
+        fold = "" if self.fold is None else f"fold {self.fold!r}"
+        return f"{self.slice_id!r} ({', '.join(filter(None, (self.where, fold, f'group {self.group!r}')))})"
+
+
 class _Writer:
     """Checks rows, gathers them into shards and counts them for the card."""
 
@@ -120,6 +145,8 @@ class _Writer:
         self._num_masks = 0
         self._num_mask_values = 1
         self._cases_known = True
+        self._seen: dict[str, _Seen] = {}
+        self._again: list[tuple[_Seen, _Seen]] = []
         self._shards: list[Shard] = []
         self.wrote = False
 
@@ -135,6 +162,11 @@ class _Writer:
             self._num_masks += 1
             self._num_mask_values = max(self._num_mask_values, int(row.mask_HW.max()))
         image = np.ascontiguousarray(row.image_CHW).tobytes()
+        digest = hashlib.sha256(image).hexdigest()
+        slice_ = _Seen(row.slice_id, row.source_fold, row.group, row.where)
+        first = self._seen.setdefault(digest, slice_)
+        if first is not slice_ and (row.image_CHW != row.image_CHW[:, :1, :1]).any():  # blank slices may be alike
+            self._again.append((first, slice_))
         spacing_y_mm, spacing_x_mm = row.spacing_yx_mm or (None, None)
         self._pending.append(
             {
@@ -148,7 +180,7 @@ class _Writer:
                 "mask": None if row.mask_HW is None else np.ascontiguousarray(row.mask_HW).tobytes(),
                 "spacing_y_mm": spacing_y_mm,
                 "spacing_x_mm": spacing_x_mm,
-                "image_sha256": hashlib.sha256(image).hexdigest(),
+                "image_sha256": digest,
                 "perceptual_hash": perceptual_hash(row.image_CHW),
             }
         )
@@ -159,6 +191,7 @@ class _Writer:
     def card(self, name: str, provenance: str, licence: str | None) -> Card:
         if self._first is None:
             raise DataError(f"{provenance}: no slices")
+        self._refuse_parted()
         if self._pending:
             self._flush()
         channels, height, width = self._first.image_CHW.shape
@@ -185,6 +218,7 @@ class _Writer:
 
     def _check(self, row: Row) -> None:
         where = f"{row.where}: " if row.where else ""
+        refuse_names(row.where or "a row", row.source_fold, slice_id=row.slice_id, case=row.case_id, label=row.label)
         image, mask, first = row.image_CHW, row.mask_HW, self._first or row
         if image.ndim != 3 or image.dtype not in (np.uint8, np.uint16):
             raise DataError(f"{where}{row.slice_id}: image is {image.dtype} {image.shape}; expected C,H,W, 8 or 16 bit")
@@ -211,6 +245,18 @@ class _Writer:
                     "keep a case in one fold"
                 )
         self._first = first
+
+    def _refuse_parted(self) -> None:
+        """Raises DataError for a picture in two folds or, where folds are yet to be cut, in two groups."""
+        cut_by_group = len(set(self._folds) - {TEST}) < 2
+        parted = [(a, b) for a, b in self._again if a.fold != b.fold or (cut_by_group and a.group != b.group)]
+        if parted:
+            first, again = parted[0]
+            more = f" (and {len(parted) - 1} more such pairs)" * (len(parted) > 1)
+            raise DataError(
+                f"slices {first} and {again} are the same picture{more}, so a model could be scored on what it was "
+                "trained on; remove one, or give both the same case and fold"
+            )
 
     def _flush(self) -> None:
         assert self._first is not None

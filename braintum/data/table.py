@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from braintum.config import Data
 from braintum.data.images import resize_image, resize_mask
-from braintum.data.schema import Card, DataError, Shard
+from braintum.data.schema import Card, DataError, Shard, refuse_names
 from braintum.data.shards import read_card, read_shard
 
 
@@ -99,6 +99,9 @@ def decode_shard(url: str, card: Card, shard: Shard, data: Data, index: dict[str
         values = rows[name].to_pylist()
         return [values[row] for row in kept]
 
+    names = (column(name) for name in ("source_fold", "slice_id", "case_id", "label"))
+    for fold, slice_id, case, label in zip(*names, strict=True):
+        refuse_names(f"{url}/{shard.file}", fold, slice_id=slice_id, case=case, label=label)
     spacing = [[np.nan if mm is None else mm for mm in column(f"spacing_{axis}_mm")] for axis in "yx"]
     return Slices(
         image_RCHW=image_RCHW,

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import pyarrow as pa
 
 from braintum import storage
-from braintum.data.schema import DataError
+from braintum.data.schema import NAME, DataError
 from braintum.data.shards import filesystem
 from braintum.evaluation.summary import summarise
 
@@ -103,33 +103,42 @@ def standing(over_folds: Mapping[str, Any]) -> tuple[float, float]:
 
 def _read_training(url: str) -> Results:
     entry = _read_entry(url)
-    summary = _read(storage.read_json, url, "summary.json")
+    summary = _read_record(url, "summary.json", "seconds")
     kind: Literal["run", "cross-validation"] = "cross-validation" if "folds" in summary else "run"
     data = entry.about["data"]
     return Results(url, kind, data["url"], data["digest"], summary, [entry], None)
 
 
 def _read_study(url: str) -> Results:
-    about = _read(storage.read_json, url, "study.json")
-    summary = _read(storage.read_json, url, "summary.json")
+    about = _read_record(url, "study.json", "space.name", "space.parameters", "space.scheduler", *_DATA)
+    summary = _read_record(url, "summary.json", "best", "busy_share", "resources", "seconds", *_COUNTS)
     entries = [_read_entry(storage.join(url, "crossval", architecture)) for architecture in summary["best"]]
     trials = [
         Trial(**{**row, "params": json.loads(row["params"])})
-        for row in _read(storage.read_table, url, "trials.parquet").select(_TRIAL_COLUMNS).to_pylist()
+        for row in _read_table(url, "trials.parquet", *_TRIAL_COLUMNS).select(_TRIAL_COLUMNS).to_pylist()
     ]
-    study = Study(about, trials, _read(storage.read_table, url, "history.parquet"))
+    study = Study(about, trials, _read_table(url, "history.parquet", "run", "epoch", "score"))
     ranked = sorted(entries, key=lambda entry: standing(entry.summary["over_folds"]))
     return Results(url, "study", about["data"]["url"], about["data"]["digest"], summary, ranked, study)
 
 
+_DATA = ("data.url", "data.digest")
+_COUNTS = ("trials.complete", "trials.pruned", "trials.failed")
 _TRIAL_COLUMNS = ["number", "architecture", "state", "score", "folds_done", "epochs", "seconds", "params"]
+_PREDICTION_COLUMNS = (
+    "fold", "slice_id", "case_id", "group", "label", "predicted", "has_tumour", "dice", "iou", "pixel_accuracy",
+    "hd", "hd95", "hd_unit", "false_mask", "both_right", "mask_png",
+)  # fmt: skip
 
 
 def _read_entry(url: str) -> Entry:
-    about = _read(storage.read_json, url, "experiment.json")
-    predictions = _read(storage.read_table, url, "predictions.parquet")
-    history = _read(storage.read_table, url, "history.parquet")
-    return Entry(about["experiment"]["model"]["name"], about, predictions, history, summarise(predictions))
+    about = _read_record(url, "experiment.json", "experiment.model.name", "fold", "folds", *_DATA)
+    predictions = _read_table(url, "predictions.parquet", *_PREDICTION_COLUMNS)
+    history = _read_table(url, "history.parquet")
+    name = str(about["experiment"]["model"]["name"])
+    if not NAME.fullmatch(name):  # files of the report are called by it
+        raise DataError(f"{storage.join(url, 'experiment.json')}: model.name: {name!r} is no architecture")
+    return Entry(name, about, predictions, history, summarise(predictions))
 
 
 _T = TypeVar("_T")
@@ -142,3 +151,24 @@ def _read(reader: Callable[[str], _T], url: str, file: str) -> _T:
         return reader(place)
     except (OSError, ValueError) as error:  # Arrow's and JSON's errors are ValueErrors
         raise DataError(f"{place}: cannot be read, so there is nothing to report: {error}") from None
+
+
+def _read_record(url: str, file: str, *paths: str) -> dict[str, Any]:
+    """A JSON object that has these dotted paths. Raises DataError, also for one that lacks them."""
+    record = _read(storage.read_json, url, file)
+    for path in paths:
+        found = record
+        for name in path.split("."):
+            if not isinstance(found, dict) or name not in found:
+                raise DataError(f"{storage.join(url, file)}: {path} is not there: damaged, or of another version")
+            found = found[name]
+    return dict(record)
+
+
+def _read_table(url: str, file: str, *columns: str) -> pa.Table:
+    """A table that has these columns. Raises DataError, also for one that lacks them."""
+    table = _read(storage.read_table, url, file)
+    for column in columns:
+        if column not in table.schema.names:
+            raise DataError(f"{storage.join(url, file)}: no column {column!r}: damaged, or of another version")
+    return table

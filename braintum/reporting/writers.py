@@ -35,11 +35,11 @@ def to_csv(table: Table) -> str:
 
 def to_markdown(table: Table) -> str:
     lines = [
-        "| " + " | ".join(table.heading(column) for column in table.columns) + " |",
+        "| " + " | ".join(_markdown(table.heading(column)) for column in table.columns) + " |",
         "|" + "|".join("---" if j == 0 else "---:" for j in range(len(table.columns))) + "|",
     ]
     for i in range(len(table.rows)):
-        cells = [table.words(i, j).replace("|", "\\|") for j in range(len(table.columns))]
+        cells = [_markdown(table.words(i, j)) for j in range(len(table.columns))]
         lines.append("| " + " | ".join(f"**{c}**" if (i, j) in table.best else c for j, c in enumerate(cells)) + " |")
     return "\n".join(lines) + "\n"
 
@@ -101,9 +101,18 @@ def _camel(word: str) -> str:
     return "".join(part[0].upper() + part[1:] for part in re.findall(r"[A-Za-z]+", spelled))
 
 
+_MARKDOWN = re.compile(r"[\\`*|~\[\]]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
+"""What Markdown would read as markup; a `_` inside of a word and a `<` before a number are none."""
+
+
+def _markdown(words: str) -> str:
+    return _MARKDOWN.sub(r"\\\g<0>", words)
+
+
 _LATEX = str.maketrans({
     **{character: f"\\{character}" for character in "&%_#${}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "−": "$-$", "<": "$<$", ">": "$>$",
+    "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "−": "$-$", "<": "$<$", ">": "$>$", "|": r"\textbar{}",
+    "[": "{[}", "*": "{*}",  # at the start of a row they would belong to the \\ before
 })  # fmt: skip
 
 

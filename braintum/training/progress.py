@@ -12,6 +12,7 @@ from typing import Self
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Progress:
         self.title, self.quiet = title, quiet
         self._expected = 0
         self.rows: dict[str, Row] = {}
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, markup=False, emoji=False)  # brackets in a name are the name
         self._live: Live | None = None
         self._printed: dict[str, float] = {}
         self._started = time.monotonic()
@@ -135,7 +136,7 @@ class Progress:
             table.add_row(
                 row.name,
                 row.what,
-                f"[{_COLOURS.get(row.state, 'default')}]{row.state}[/]",
+                Text(row.state, _COLOURS.get(row.state, "default")),
                 row.fold,
                 f"{row.epoch}/{len(row.epoch_costs)}" if row.epoch_costs else "",
                 "" if row.score is None else f"{row.score:.3f}",

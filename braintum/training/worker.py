@@ -60,7 +60,7 @@ class TrainingFailed(RuntimeError):
 
 
 def connect() -> None:
-    """Joins the cluster that RAY_ADDRESS or `ray start` gives, or starts one on this machine."""
+    """Joins the cluster that RAY_ADDRESS or `ray start` gives, or starts one on this machine. Raises ConfigError."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
@@ -76,6 +76,8 @@ def connect() -> None:
         except ConnectionError as error:
             if address != "auto":
                 raise ConfigError(f"RAY_ADDRESS: {address}: no cluster answers there") from error
+        except ValueError as error:
+            raise ConfigError(f"RAY_ADDRESS: {address!r}: {error}; give HOST:6379, auto or local") from error
     start_local()
 
 

@@ -124,7 +124,7 @@ class SearchSpace(Part):
 
         Raises ConfigError: one line with the file, the field and what is allowed.
         """
-        from braintum.tuning.space_check import check
+        from braintum.tuning.space_check import check, refuse_without_effect
 
         file = Path(path)
         if not file.is_file():
@@ -148,6 +148,8 @@ class SearchSpace(Part):
             check(space)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
+        for name in overrides or {}:
+            refuse_without_effect(space, name)
         return space
 
     @cached_property

@@ -21,12 +21,6 @@ if TYPE_CHECKING:
 
 TASKS = ("segmentation", "classification", "both")
 
-WITHOUT_EFFECT = {
-    "segmentation": ("loss.classification_weight", "loss.class_weights", "loss.label_smoothing"),
-    "classification": ("loss.segmentation", "loss.segmentation_weight"),
-}
-"""Paths that do nothing for an architecture of one task."""
-
 
 def check(space: SearchSpace) -> None:
     """Raises ConfigError, one line, for the first thing in the space that cannot be used."""
@@ -61,7 +55,7 @@ def check(space: SearchSpace) -> None:
 
 
 def _check_path(space: SearchSpace, path: str) -> None:
-    """Whether the path is a field of every architecture that the parameter exists for, and has an effect there."""
+    """Whether the path is a field of every architecture that the parameter exists for."""
     users = [name for name in space.architectures if next(_contexts(space, name, path), None) is not None]
     if not users:
         raise ConfigError(f"parameters.{path}.when: holds for no architecture of {', '.join(space.architectures)}")
@@ -70,12 +64,6 @@ def _check_path(space: SearchSpace, path: str) -> None:
         if path not in fields:
             raise ConfigError(
                 f"parameters.{path}: no such field of {name}{_near(path, fields)}{_elsewhere(space, path)}"
-            )
-        tasks = space.experiment(name, {}).model.tasks
-        if len(tasks) == 1 and path in WITHOUT_EFFECT[next(iter(tasks))]:
-            raise ConfigError(
-                f"parameters.{path}: has no effect on {name}, which has {next(iter(tasks))} only; "
-                "restrict it, such as with when: {tasks: both}"
             )
 
 
@@ -108,21 +96,43 @@ def _check_conditions(space: SearchSpace, path: str) -> None:
 def _check_values(space: SearchSpace, architecture: str) -> None:
     """Tries every checked value alone, then the ends of every two parameters together."""
     tasks = space.experiment(architecture, {}).model.tasks
-    for path, parameter in space.parameters.items():
-        for context in _contexts(space, architecture, path):
-            for value in parameter.checked:
-                experiment = _try(space, architecture, {**context, path: value}, path)
-                if experiment.model.tasks != tasks:
-                    raise ConfigError(
-                        f"parameters.{path}: {value!r} changes the tasks of {architecture}; "
-                        "list the architectures to compare instead"
-                    )
+    for path, values in _alone(space, architecture):
+        experiment = _try(space, architecture, values, path)
+        if experiment.model.tasks != tasks:
+            raise ConfigError(
+                f"parameters.{path}: {values[path]!r} changes the tasks of {architecture}; "
+                "list the architectures to compare instead"
+            )
+        if path in experiment.without_effect:
+            raise ConfigError(
+                f"parameters.{path}: has no effect {experiment.without_effect[path]}; "
+                "leave it out or restrict it, such as with when: {tasks: both}"
+            )
     for a, b in combinations(space.parameters, 2):
         for context_a, context_b in product(_contexts(space, architecture, a), _contexts(space, architecture, b)):
             for value_a, value_b in product(space.parameters[a].ends, space.parameters[b].ends):
                 values = {**context_a, a: value_a}
                 if all(same(values.get(path, v), v) for path, v in {**context_b, b: value_b}.items()):
                     _try(space, architecture, {**values, **context_b, b: value_b}, f"{a} with {b}")
+
+
+def refuse_without_effect(space: SearchSpace, path: str) -> None:
+    """Raises ConfigError for a path whose fixed value does nothing in any trial of a checked space."""
+    reason = None
+    for architecture in space.architectures:
+        for values in ({}, *(values for _, values in _alone(space, architecture))):
+            reason = space.experiment(architecture, values).without_effect.get(path)
+            if reason is None:
+                return
+    raise ConfigError(f"--set {path}: has no effect {reason}; leave it out")
+
+
+def _alone(space: SearchSpace, architecture: str) -> Iterator[tuple[str, dict[str, Scalar]]]:
+    """Every parameter with each of its checked values, and what makes it exist."""
+    for path, parameter in space.parameters.items():
+        for context in _contexts(space, architecture, path):
+            for value in parameter.checked:
+                yield path, {**context, path: value}
 
 
 def _try(space: SearchSpace, architecture: str, values: Mapping[str, Any], what: str) -> Experiment:

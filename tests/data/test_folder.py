@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,11 @@ def folder(tmp_path: Path) -> Path:
     Image.fromarray(mask[:12]).save(root / "short.png")
     Image.fromarray(GREY[:12]).save(root / "small.png")
     Image.fromarray(np.stack([GREY, GREY, 255 - GREY], 2)).save(root / "colour.png")
+    (root / "deep_colour.png").write_bytes(deep_colour_png())
+    (root / "deep_colour.tif").write_bytes(deep_colour_tiff())
+    for name in ("same", "again"):
+        Image.fromarray(np.roll(GREY, ord("a"))).save(root / f"{name}.png")
+    Image.fromarray(np.zeros_like(GREY)).save(root / "blank.png")
     (root / "broken.png").write_bytes((root / "a.png").read_bytes()[:60])
     (root / "notes.png").write_text("not an image")
     Image.fromarray(GREY).save(root / "text.png", pnginfo=text)
@@ -38,6 +45,34 @@ def folder(tmp_path: Path) -> Path:
     Image.fromarray(GREY).save(root / "two.tif", save_all=True, append_images=[Image.fromarray(GREY)])
     Image.fromarray(np.full((SIZE, SIZE), 77, np.uint8)).save(root / "grey_mask.png")
     return root
+
+
+DEEP = np.arange(SIZE * SIZE * 3, dtype=np.uint16).reshape(SIZE, SIZE * 3) * 37
+"""Colour of 16 bit, which Pillow cannot write."""
+
+
+def deep_colour_png() -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in DEEP)
+    header = struct.pack(">IIBBBBB", SIZE, SIZE, 16, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def deep_colour_tiff() -> bytes:
+    pixels = DEEP.astype("<u2").tobytes()
+    depths = 8 + len(pixels)
+    width, height, depth, compression, colour, at, channels, rows, length = 256, 257, 258, 259, 262, 273, 277, 278, 279
+    short, long = 3, 4
+    entries = [
+        (width, short, 1, SIZE), (height, short, 1, SIZE), (depth, short, 3, depths), (compression, short, 1, 1),
+        (colour, short, 1, 2), (at, long, 1, 8), (channels, short, 1, 3), (rows, short, 1, SIZE),
+        (length, long, 1, len(pixels)),
+    ]  # fmt: skip
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *e) for e in entries) + bytes(4)
+    return b"II*\0" + struct.pack("<I", depths + 6) + pixels + struct.pack("<3H", 16, 16, 16) + directory
 
 
 def ingest(root: Path, text: str, **options):
@@ -76,7 +111,18 @@ def test_groups_are_cases_then_folds_then_slices(folder: Path, tmp_path: Path) -
     assert by_fold[0] == by_fold[1] != by_fold[2]
     # "train" and "test" are no folds to hold out one after another
     assert len(set(groups("image,label,fold\na.png,x,train\nb.png,x,train\nc.png,x,test\n", "test"))) == 3
-    assert len(set(groups("image,label\na.png,x\nb.png,x\n", "slice"))) == 2
+    picture = groups("image,label\na.png,x\nb.png,x\nsame.png,x\n", "picture")
+    assert picture[0] == picture[2] != picture[1]
+
+
+def test_the_same_picture_twice_on_one_side_of_any_split(folder: Path) -> None:
+    text = "image,label,case,fold\na.png,x,p,1\nsame.png,x,p,1\nagain.png,x,q,1\nb.png,x,r,2\n"
+    assert ingest(folder, text).num_slices == 4
+
+
+def test_blank_slices_may_be_alike(folder: Path) -> None:
+    text = "slice_id,image,label,case,fold\ns1,blank.png,x,p,1\ns2,blank.png,x,q,2\ns3,a.png,x,r,2\n"
+    assert ingest(folder, text).num_slices == 3
 
 
 @pytest.mark.parametrize("name", ["deep.png", "deep.tif"])
@@ -162,16 +208,28 @@ def test_the_only_csv_is_the_manifest(folder: Path, tmp_path: Path) -> None:
         ("image,label\na.png,x\nb.png\n", "line 3: has not 2 cells"),
         ("image,label\na.png,x\nb.png,\n", "line 3: neither mask nor label"),
         ("slice_id,image,label\ns,a.png,x\ns,b.png,x\n", "line 3: duplicate slice id 's', as in manifest.csv line 2"),
+        ("image,label,fold\na.png,x,1\nb.png,x,../../x\n", "line 3: fold '../../x': expected 1 to 32 letters"),
+        ('image,label\na.png,x\nb.png,"x\nc.png,x\n"\n', r"line 5: label 'x\n'...: a line break"),
+        ("image,label\na.png,x\nb.png,\x1b[2J\n", r"line 3: label '\x1b'...: a line break or another control"),
+        ("image,label\na.png,x\ndeep_colour.png,x\n", "line 3: deep_colour.png has colour or transparency of 16 bit"),
+        ("image,label\na.png,x\ndeep_colour.tif,x\n", "line 3: deep_colour.tif has colour or transparency of 16 bit"),
+        ("image,mask\na.png,deep_colour.png\n", "line 2: deep_colour.png has colour or transparency of 16 bit"),
+        (
+            "image,label,fold\na.png,x,1\nb.png,x,1\nsame.png,x,2\nagain.png,x,2\n",
+            "'a.png' (manifest.csv line 2, fold '1', group 'fold:1') and 'same.png' (manifest.csv line 4, fold '2', "
+            "group 'fold:2') are the same picture (and 1 more such pairs), so a model could be scored on what it",
+        ),
+        ("image,label,case\na.png,x,p\nsame.png,x,q\n", "group 'case:p') and 'same.png' (manifest.csv line 3, group"),
         ("image,label,case,fold\na.png,x,p,1\nb.png,x,p,2\n", "line 3: case 'p' is in fold '2'"),
         ("image,label,fold\na.png,x,1\nb.png,x,\n", "line 3: no fold"),
         ("image,label\na.png,x\nnone.png,x\n", "line 3: none.png: no such file"),
         ("image,label\na.png,x\n../raw/b.png,x\n../../etc/passwd,x\n", "line 4: ../../etc/passwd leaves the folder"),
-        ("image,label\na.png,x\nb\0.png,x\n", r"line 3: 'b\x00.png': no such file"),
+        ("image,label\na.png,x\nb\0.png,x\n", r"line 3: image 'b\x00'...: a line break or another"),
         ("image,label\na.png,x\nbroken.png,x\n", "line 3: broken.png does not open"),
         ("image,label\na.png,x\nnotes.png,x\n", "line 3: notes.png does not open: not a PNG, JPEG or TIFF"),
         ("image,label\na.png,x\ntext.png,x\n", "line 3: text.png does not open: Decompressed data too large"),
         ("image,label\na.png,x\ntwo.tif,x\n", "line 3: two.tif holds several pictures"),
-        ("image,mask\na.png,float.tif\n", "line 2: float.tif is of mode F; save it as grey or RGB"),
+        ("image,mask\na.png,float.tif\n", "line 2: float.tif is of mode F; save it as grey of 8 or 16 bit"),
         ("image,mask\na.png,mask.png\nb.png,short.png\n", "line 3: mask short.png is 24×12, its image 24×24"),
         ("image,mask\na.png,grey_mask.png\n", "line 2: mask grey_mask.png has values up to 77"),
         ("image,label\na.png,x\ncolour.png,x\n", "line 3: image colour.png is 24×24, 8 bit, 3 channels"),

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from example_rows import SIZE, make_row
 
@@ -55,6 +57,13 @@ def test_the_digest_names_the_content(write, tmp_path: Path) -> None:
         ([make_row("x", mask_HW=np.zeros((8, 9), np.uint8))], "mask of x is 9×8, its image 32×32"),
         ([make_row("x", mask_HW=np.full((SIZE, SIZE), 7, np.uint8))], "mask of x has the value 7"),
         ([make_row("x", case_id="p", source_fold="1"), make_row("y", case_id="p", source_fold="2")], "case 'p' is in"),
+        ([make_row("x", label="a\nb", where="line 2")], r"line 2: label 'a\\n'...: a line break"),
+        ([make_row("x", source_fold="..")], r"fold '\.\.': expected 1 to 32 letters"),
+        ([make_row("x", source_fold="1" * 33)], "expected 1 to 32 letters"),
+        (
+            [make_row("x", source_fold="1"), replace(make_row("x", source_fold="2"), slice_id="y")],
+            r"'x' \(fold '1', group 'x'\) and 'y' \(fold '2', group 'x'\) are the same picture, so",
+        ),
         ([], "no slices"),
     ],
 )
@@ -63,6 +72,19 @@ def test_bad_rows_leave_nothing_behind(write, tmp_path: Path, rows, message: str
         write(rows, str(tmp_path / "out" / "set"), shard_bytes=1)  # every good row before is a shard on disk
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out" / "set").exists()
+
+
+def test_a_fold_that_would_lead_out_of_a_results_folder_is_not_read(write) -> None:
+    url, card = write([make_row("x", source_fold="1"), make_row("y", source_fold="2")])
+    shard = Path(url) / card.shards[0].file
+    table = pq.read_table(shard)
+    at = table.schema.get_field_index("source_fold")
+    pq.write_table(table.set_column(at, table.schema.field(at), [["../../x", "2"]]), shard)
+    settings = json.loads((Path(url) / "card.json").read_text())
+    settings["shards"][0]["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
+    (Path(url) / "card.json").write_text(json.dumps(settings))
+    with pytest.raises(DataError, match=rf"{shard.name}: fold '\.\./\.\./x': expected 1 to 32 letters"):
+        load_table(url, Data(image_size=SIZE))
 
 
 def test_an_output_that_exists_is_refused_and_kept(write, tmp_path: Path) -> None:

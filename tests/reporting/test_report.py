@@ -134,28 +134,46 @@ def test_macros_are_latex_names_once_each(study_report: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Glyph")  # no font for 脑膜瘤 here
 def test_any_class_and_fold_has_macros_of_its_own(crossval: Path, tmp_path: Path) -> None:
+    copy = renamed(crossval, tmp_path, ["glioma_1", "glioma-1", "脑膜瘤", "垂体瘤 50 % $_2$"], ["a", "a_pixel"])
+    out = Path(report(str(copy))).parent
+    names = macro_names(out)
+    classes = {match.group(1) for name in names if (match := re.search(r"Class(\w+)Sensitivity", name))}
+    assert len(classes) == 4
+    assert {"GliomaOne", "GliomaOneTwo"} <= classes
+    assert "% joint_unet, class 脑膜瘤" in (out / "macros.tex").read_text()
+
+
+def renamed(crossval: Path, tmp_path: Path, classes: list[str], folds: list[str]) -> Path:
+    """A copy of a cross-validation with other names of its classes and folds."""
     copy = tmp_path / "renamed"
     shutil.copytree(crossval, copy)
     place = str(copy / "predictions.parquet")
     predictions = storage.read_table(place)
     old = [name.removeprefix("probability_") for name in predictions.schema.names if name.startswith("probability_")]
-    new = ["glioma_1", "glioma-1", "脑膜瘤", "垂体瘤 50 % $_2$"][: len(old)]
-    assert len(new) == len(old) > 2
-    spelled = dict(zip(old, new, strict=True)) | {"1": "a", "2": "a_pixel"}
-    renamed = {name: "probability_" + spelled[name.removeprefix("probability_")] for name in predictions.schema.names
+    spelled = dict(zip([*old, "1", "2"], [*classes, *folds], strict=True))
+    columns = {name: "probability_" + spelled[name.removeprefix("probability_")] for name in predictions.schema.names
                if name.startswith("probability_")}  # fmt: skip
-    predictions = predictions.rename_columns([renamed.get(name, name) for name in predictions.schema.names])
+    predictions = predictions.rename_columns([columns.get(name, name) for name in predictions.schema.names])
     for column in ("label", "predicted", "fold"):
         values = [spelled.get(value) for value in predictions[column].to_pylist()]
         at = predictions.schema.get_field_index(column)
         predictions = predictions.set_column(at, column, pa.array(values, pa.string()))
     storage.write_table(place, predictions)
-    out = Path(report(str(copy))).parent
-    names = macro_names(out)
-    classes = {match.group(1) for name in names if (match := re.search(r"Class(\w+)Sensitivity", name))}
-    assert len(classes) == len(old)
-    assert {"GliomaOne", "GliomaOneTwo"} <= classes
-    assert "% joint_unet, class 脑膜瘤" in (out / "macros.tex").read_text()
+    return copy
+
+
+def test_names_of_classes_are_no_markup(crossval: Path, tmp_path: Path) -> None:
+    names = ["[low] <i>", "*b* &lt; c", "a|b\\", "_50 %_ #1"]
+    page = Path(report(str(renamed(crossval, tmp_path, names, ["a_b", "c"]))))
+    assert all(name in Page(page.read_text()).text for name in names)
+    tables = page.parent / "tables"
+    rows = (tables / "classes_joint_unet.md").read_text().splitlines()[2:]
+    written = [r"\[low\] \<i>", r"\*b\* \&lt; c", r"a\|b\\", r"\_50 %\_ #1"]
+    assert [row.split(" | ")[0] for row in rows] == [f"| {name}" for name in written]
+    assert "| fold a_b | fold c |" in (tables / "metrics_joint_unet.md").read_text()
+    rows = (tables / "classes_joint_unet.tex").read_text().splitlines()[4:-2]
+    written = [r"{[}low] $<$i$>$", r"{*}b{*} \&lt; c", r"a\textbar{}b\textbackslash{}", r"\_50 \%\_ \#1"]
+    assert [row.split(" & ")[0] for row in rows] == written
 
 
 def macro_names(out: Path) -> set[str]:

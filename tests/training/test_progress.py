@@ -53,3 +53,12 @@ def test_a_line_for_each_change_and_every_ten_seconds(clock: list[float], capfd:
     assert [line.split("  ")[3:5] for line in lines] == [
         ["training", "epoch 0/9"], ["training", "epoch 3/9"], ["complete", "epoch 4/9"],
     ]  # fmt: skip
+
+
+def test_names_are_no_markup(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    with Progress("a[/b]") as progress:
+        progress.update("fold [low]", what="unet", state="training", fold="[/x]")
+        progress.say("no [/such] tag")
+    shown = capfd.readouterr().err
+    assert all(words in shown for words in ("a[/b]", "fold [low]", "[/x]", "training", "no [/such] tag"))

@@ -88,6 +88,20 @@ def test_a_fixed_setting_replaces_an_override(make: Make) -> None:
         SearchSpace.load(make(), overrides={"optim.lr": 1e-3})
 
 
+def test_a_fixed_setting_without_effect_in_any_trial_is_refused(make: Make) -> None:
+    smoothing = {"loss.label_smoothing": 0.1}
+    assert SearchSpace.load(make(), overrides=smoothing).experiment("joint_unet", {}).loss.label_smoothing == 0.1
+    SearchSpace.load(make(architectures=["unet"], overrides=smoothing))  # a space's may be for other architectures
+    with pytest.raises(ConfigError, match=r"--set loss\.label_smoothing: has no effect on unet"):
+        SearchSpace.load(make(architectures=["unet"]), overrides=smoothing)
+    validation = {"data.validation": 0.1}
+    with pytest.raises(ConfigError, match=r"--set data\.validation: has no effect where nothing is chosen by it"):
+        SearchSpace.load(make(), overrides=validation)
+    half = {"training.half_size": 0}
+    schedules = {"schedule.name": {"choice": ["plateau", "one_cycle"]}}
+    SearchSpace.load(make(overrides=half, parameters=schedules), overrides=validation)
+
+
 def test_a_condition_on_a_parameter(make: Make) -> None:
     space = SearchSpace.load(
         make(
@@ -256,6 +270,10 @@ ALL = ["unet", "classifier", "joint_unet"]
         ),
         ({"parameters": {"loss.classification_weight": LR}}, "has no effect on unet, which has segmentation only"),
         (
+            {"parameters": {"data.validation": {"uniform": [0.1, 0.3]}}},
+            "parameters.data.validation: has no effect where nothing is chosen by it",
+        ),
+        (
             {"parameters": {"model.attention_width": {"choice": [0.5], "when": {"model.attention": "gate"}}}},
             "when: holds for no architecture of unet, joint_unet",
         ),
@@ -289,7 +307,14 @@ def test_what_cannot_be_searched_is_refused_in_one_line(make: Make, fields: dict
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [(b"a: [", "not valid YAML"), (b"[]", "expected a search space"), (b"\xfc", "not UTF-8")]
+    ("text", "says"),
+    [
+        (b"a: [", "not valid YAML"),
+        (b"[]", "expected a search space"),
+        (b"\xfc", "not UTF-8"),
+        (b"name: a\ntrials: 4\ntrials: 8", "bad.yaml: line 3: trials: stands there twice, first in line 2"),
+        (b"parameters: {optim.lr: {choice: [1], choice: [2]}}", "line 1: choice: stands there twice"),
+    ],
 )
 def test_a_file_that_is_no_space_is_refused(tmp_path: Path, text: bytes, says: str) -> None:
     file = tmp_path / "bad.yaml"

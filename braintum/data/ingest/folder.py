@@ -7,16 +7,19 @@
 cell is an unknown. `slice_id` defaults to the image's path. `case`: the patient; `fold`: the source's own fold ("test":
 never trained on); `spacing_y`, `spacing_x` (or `spacing` for both): mm per pixel; `position`: of the slice in its case.
 
-Images: PNG, JPEG or TIFF, 8 or 16 bit, grey or colour (colour that is grey is stored as grey). Masks: label maps of
-0, 1 (tumour), 2 (oedema), or pictures in which tumour is brighter than half; where there is a palette, its indices.
+Images: PNG, JPEG or TIFF, grey of 8 or 16 bit or colour of 8 (colour that is grey is stored as grey). Masks: label
+maps of 0, 1 (tumour), 2 (oedema), or pictures in which tumour is brighter than half; where there is a palette, its
+indices.
 
-A split cuts by case; where cases are unknown by the source's folds; where there are none of those, by slice.
+A split cuts by case; where cases are unknown by the source's folds; where there are none of those, by picture: slices
+of the same pixels stay together.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
+import hashlib
 import io
 import math
 from collections.abc import Iterator
@@ -26,10 +29,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
-from braintum.data.folds import TEST
 from braintum.data.images import resize_image, resize_mask
-from braintum.data.schema import MASKS, Card, DataError, Row
+from braintum.data.schema import MASKS, TEST, Card, DataError, Row, refuse_names
 from braintum.data.shards import refuse_existing, write_dataset
 
 COLUMNS = (
@@ -82,15 +85,21 @@ def _read_manifest(manifest: Path) -> list[Line]:
     except UnicodeDecodeError as error:
         raise DataError(f"{manifest.name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    columns = [column.strip() for column in reader.fieldnames or []]
-    reader.fieldnames = columns
-    _check_columns(manifest.name, columns)
     lines: list[Line] = []
-    for cells in reader:
-        where = f"{manifest.name} line {reader.line_num}"
-        if None in cells or None in cells.values():
-            raise DataError(f"{where}: has not {len(columns)} cells as the header has; quote cells with a comma")
-        lines.append((where, {column: cell.strip() for column, cell in cells.items() if cell.strip()}))
+    try:
+        columns = [column.strip() for column in reader.fieldnames or []]
+        reader.fieldnames = columns
+        _check_columns(manifest.name, columns)
+        for cells in reader:
+            where = f"{manifest.name} line {reader.line_num}"
+            if None in cells or None in cells.values():
+                raise DataError(f"{where}: has not {len(columns)} cells as the header has; quote cells with a comma")
+            given = {column: cell.strip() for column, cell in cells.items() if cell.strip()}
+            refuse_names(where, **given)
+            lines.append((where, given))
+    except csv.Error as error:
+        where = f"{manifest.name} line {reader.line_num + 1}"
+        raise DataError(f"{where}: {error}; close a quote that was left open") from None
     if not lines:
         raise DataError(f"{manifest.name}: no slices")
     _check_lines(lines)
@@ -159,7 +168,8 @@ def _rows(root: Path, lines: list[Line], size: int | None) -> Iterator[Row]:
             mask_HW = None if mask_HW is None else resize_mask(mask_HW, size, size)
             spacing = None if spacing is None else (spacing[0] * height / size, spacing[1] * width / size)
         # prefixes keep a case called "1" and a fold called "1" apart
-        group = f"case:{cells['case']}" if "case" in cells else f"fold:{fold}" if group_by_fold else f"slice:{slice_id}"
+        picture = f"picture:{hashlib.sha256(image_CHW.tobytes()).hexdigest()[:16]}"
+        group = f"case:{cells['case']}" if "case" in cells else f"fold:{fold}" if group_by_fold else picture
         yield Row(
             slice_id=slice_id, group=group, image_CHW=image_CHW, mask_HW=mask_HW, label=cells.get("label"),
             case_id=cells.get("case"), source_fold=fold, position=_number(cells, "position", where),
@@ -168,8 +178,6 @@ def _rows(root: Path, lines: list[Line], size: int | None) -> Iterator[Row]:
 
 
 def _inside(root: Path, relative: str, where: str) -> Path:
-    if "\0" in relative:
-        raise DataError(f"{where}: {relative!r}: no such file")
     path = (root / relative).resolve()
     if not path.is_relative_to(root.resolve()):
         raise DataError(f"{where}: {relative} leaves the folder; keep all files inside it")
@@ -183,6 +191,7 @@ def _open(path: Path, where: str) -> Image.Image:
     try:
         with Image.open(path, formats=FORMATS) as image:
             pictures = getattr(image, "n_frames", 1)
+            depth = _depth(image, path)
             image.load()
     except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
         reason = "not a PNG, JPEG or TIFF" if isinstance(error, UnidentifiedImageError) else str(error)
@@ -190,8 +199,22 @@ def _open(path: Path, where: str) -> Image.Image:
     if pictures > 1:
         raise DataError(f"{where}: {path.name} holds several pictures; write one slice a file")
     if image.mode not in MODES:
-        raise DataError(f"{where}: {path.name} is of mode {image.mode}; save it as grey or RGB of 8 or 16 bit")
+        raise DataError(f"{where}: {path.name} is of mode {image.mode}; save it as grey of 8 or 16 bit, or RGB of 8")
+    if depth > 8 and not image.mode.startswith("I"):
+        raise DataError(
+            f"{where}: {path.name} has colour or transparency of {depth} bit, of which only 8 would be read; "
+            "save it as grey of 16 bit, or of 8 bit"
+        )
     return image
+
+
+def _depth(image: Image.Image, path: Path) -> int:
+    """Bits a channel as the file's header says: Pillow cuts colour of 16 bit to 8."""
+    if isinstance(image, TiffImageFile):
+        return int(max(image.tag_v2.get(BITSPERSAMPLE, (1,))))
+    with path.open("rb") as file:
+        header = file.read(25)  # of a PNG: signature, length and name of the chunk IHDR, width, height, depth
+    return header[24] if image.format == "PNG" else 8
 
 
 def _read_image(path: Path, where: str) -> NDArray[Any]:
