@@ -38,7 +38,7 @@ SCORE = {"dice": 0.5, "macro_f1": 0.5}
 
 
 class Diverged(ArithmeticError):
-    """The loss became NaN or infinite; the message names epoch and step."""
+    """The loss or the weights became NaN or infinite; the message names the epoch, and the step of a loss."""
 
 
 def score(metrics: dict[str, float], weights: dict[str, float]) -> float:
@@ -205,6 +205,7 @@ class Fit:
             dist.all_reduce(terms_ST)
             self._share_buffers()
         self._refuse_divergence(terms_ST[:, 0])
+        self._refuse_broken_weights()
         return dict(zip(self._term_names, terms_ST.mean(dim=0).tolist(), strict=True))
 
     def _share_buffers(self) -> None:
@@ -274,6 +275,12 @@ class Fit:
             raise Diverged(
                 f"the loss became {float(total_S[step])} at epoch {self.epoch + 1}, step {step + 1}: lower optim.lr"
             )
+
+    def _refuse_broken_weights(self) -> None:
+        """The last step may break what no loss has seen yet. Asked once an epoch: each answer of a GPU is a wait."""
+        kept = [*self.model.state_dict().values(), *(self._average.state_dict().values() if self._average else ())]
+        if not torch.stack([value.isfinite().all() for value in kept]).all():
+            raise Diverged(f"the weights became NaN or infinite at epoch {self.epoch + 1}: lower optim.lr")
 
 
 def usable_rows(experiment: Experiment, table: SliceTable, train_rows: Rows, world_size: int) -> tuple[Rows, Rows]:
