@@ -17,6 +17,7 @@ FORMAT_VERSION = 1
 CARD = "card.json"
 MASKS = ("tumour", "oedema")
 """What the values 1, 2 of a mask mean. A dataset names the first one or two in its card."""
+TUMOUR = 1
 
 
 class DataError(ValueError):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from braintum.config import Data
 from braintum.data.images import resize_image, resize_mask
-from braintum.data.schema import Card, DataError, Shard
+from braintum.data.schema import TUMOUR, Card, DataError, Shard
 from braintum.data.shards import read_card, read_shard
 
 
@@ -24,14 +24,15 @@ class Slices:
     """Rows of a dataset, decoded and resized. The order is the dataset's.
 
     image_RCHW: uint8 as stored, or float16 in [0, 1] (min-max per slice and channel) for 16-bit sources.
-    mask_RHW: uint8 label map, zero where has_mask_R is false. label_R: int64 index into the classes, -1 for none.
-    low_RC, high_RC: float32, least and greatest value of image_RCHW. spacing_R2: float32, y and x in mm of the
-    original pixels, NaN where unknown.
+    mask_RHW: uint8 label map, zero where has_mask_R is false. has_tumour_R: whether it has a pixel of tumour.
+    label_R: int64 index into the classes, -1 for none. low_RC, high_RC: float32, least and greatest value of
+    image_RCHW. spacing_R2: float32, y and x in mm of the original pixels, NaN where unknown.
     """
 
     image_RCHW: NDArray[np.uint8] | NDArray[np.float16]
     mask_RHW: NDArray[np.uint8]
     has_mask_R: NDArray[np.bool_]
+    has_tumour_R: NDArray[np.bool_]
     label_R: NDArray[np.int64]
     low_RC: NDArray[np.float32]
     high_RC: NDArray[np.float32]
@@ -104,6 +105,7 @@ def decode_shard(url: str, card: Card, shard: Shard, data: Data, index: dict[str
         image_RCHW=image_RCHW,
         mask_RHW=mask_RHW,
         has_mask_R=has_mask_R[kept],
+        has_tumour_R=(mask_RHW == TUMOUR).any(axis=(1, 2)),
         label_R=np.array([-1 if label is None else index[label] for label in column("label")], np.int64),
         low_RC=image_RCHW.min(axis=(2, 3)).astype(np.float32),
         high_RC=image_RCHW.max(axis=(2, 3)).astype(np.float32),

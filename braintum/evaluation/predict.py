@@ -21,11 +21,11 @@ from torch.nn import functional as F
 
 from braintum.config import Experiment
 from braintum.data.batches import ordered_batches
+from braintum.data.schema import TUMOUR
 from braintum.data.table import SliceTable
 from braintum.evaluation.metrics import agreement, hausdorff, overlap
 from braintum.models.output import Output
 
-TUMOUR = 1  # the first mask's value in a label map
 BOTH_RIGHT_DICE = 0.5  # a joint model is right about a slice with the correct class and at least this Dice
 
 

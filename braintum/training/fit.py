@@ -306,8 +306,9 @@ def usable_rows(experiment: Experiment, table: SliceTable, train_rows: Rows, wor
 def refuse_without_targets(experiment: Experiment, table: SliceTable, rows: Rows, part: str) -> None:
     """Raises DataError where the rows of a part lack what a task of the model is trained or scored by."""
     name, tasks, label_R = experiment.model.name, experiment.model.tasks, table.label_R[rows]
-    if "segmentation" in tasks and not table.has_mask_R[rows].any():
-        raise DataError(f"model.name: {name} segments, and no {part} slice has a mask; use a classifier or add masks")
+    if "segmentation" in tasks and not table.has_tumour_R[rows].any():
+        lacks = "tumour in its mask" if table.has_mask_R[rows].any() else "mask"
+        raise DataError(f"model.name: {name} segments, and no {part} slice has a {lacks}; use a classifier or add some")
     if "classification" in tasks and len(np.unique(label_R[label_R >= 0])) < 2:
         found = "is of one class" if (label_R >= 0).any() else "has a label"
         kind = f"every {part} slice" if (label_R >= 0).any() else f"no {part} slice"

@@ -26,7 +26,7 @@ from braintum.evaluation.predict import prediction_table
 from braintum.evaluation.summary import summarise
 from braintum.settings import ConfigError
 from braintum.training.checkpoint import MODEL, STATE, load_state, save_model, save_state
-from braintum.training.fit import Fit
+from braintum.training.fit import Fit, refuse_without_targets, usable_rows
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,13 @@ def refuse_at_once(data_url: str, out: str, *, resume: bool) -> None:
 def refuse_existing(out: str, *, resume: bool) -> None:
     if not resume and storage.exists(out):
         raise ConfigError(f"{out}: exists; choose another --out, or go on with --resume")
+
+
+def refuse_unusable(spec: RunSpec, table: SliceTable, workers: int) -> None:
+    """Raises DataError or ConfigError where the run's split could not be trained on or scored."""
+    experiment, rows = Experiment.from_dict(spec.experiment), spec.split(table)
+    usable_rows(experiment, table, rows.train, workers)
+    refuse_without_targets(experiment, table, rows.held_out, f"held-out{f' (fold {spec.fold})' if spec.fold else ''}")
 
 
 def prepare_out(out: str, about: dict[str, Any], *, resume: bool, record: str = "experiment.json") -> None:

@@ -24,6 +24,7 @@ def test_a_table_holds_what_can_be_learned_from(make_table) -> None:
     assert table.classes == ("glioma", "meningioma", "pituitary")
     assert table.label_R.tolist() == [0, 1, 2, -1]
     assert table.has_mask_R.tolist() == [True, False, True, True]
+    assert table.has_tumour_R.tolist() == [True, False, False, True]
     assert not table.mask_RHW[1:3].any()
     for i, row in enumerate([*ROWS[:4]]):
         np.testing.assert_array_equal(table.image_RCHW[i], row.image_CHW)

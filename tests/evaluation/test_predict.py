@@ -45,7 +45,7 @@ def slices(spacing: float = float("nan")) -> tuple[SliceTable, dict[str, np.ndar
     mask_RHW[1, 8:12, 8:12] = 1
     has_mask_R = np.array([True, True, False, True])
     table = SliceTable(
-        image_RCHW=image_RCHW, mask_RHW=mask_RHW, has_mask_R=has_mask_R,
+        image_RCHW=image_RCHW, mask_RHW=mask_RHW, has_mask_R=has_mask_R, has_tumour_R=mask_RHW.any(axis=(1, 2)),
         label_R=np.array([0, 0, -1, 1]), low_RC=np.zeros((4, 1), np.float32), high_RC=np.full((4, 1), 200, np.float32),
         spacing_R2=np.full((4, 2), spacing, np.float32), slice_id_R=list("abcd"), case_id_R=[None] * 4,
         group_R=list("ABCD"), source_fold_R=[None] * 4, classes=("tumour", "none"), masks=("tumour",),

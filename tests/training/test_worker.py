@@ -33,6 +33,7 @@ from braintum.training.worker import train
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 RUN = {"model.name": "joint_unet", **TINY, "training.epochs": 3}
+FIXED_LENGTH = {"schedule.name": "constant", "training.weights": "last", "training.early_stopping": None}
 
 
 def digest(out: Path) -> str:
@@ -104,6 +105,8 @@ def test_divergence_is_said_and_not_retried(tiny_phantom: str, tmp_path: Path) -
     [
         ({}, "mask", "joint_unet segments, and no training slice has a mask"),
         ({}, "label", "joint_unet classifies, and no training slice has a label"),
+        ({}, "tumour", "joint_unet segments, and no training slice has a tumour in its mask"),
+        (FIXED_LENGTH, "tumour but in a case", r"segments, and no held-out \(fold 1\) slice has a tumour in its mask"),
         ({"data.classes": {"any": ["glioma", "meningioma"], "none": ["no_tumor"]}}, "no_tumor", "no slice of class"),
         ({"training.batch_size": 1}, None, "leaves some of 2 workers without a slice"),
         ({"training.device": "cuda"}, None, "the cluster has no GPU"),
@@ -114,6 +117,9 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
 ) -> None:
     lacking = {"mask": {"mask_HW": None}, "label": {"label": None}}.get(without or "", {})
     rows = [replace(row, **lacking) for row in phantom_rows(cases=24, slices_per_case=2, size=32, seed=0)]
+    if without is not None and without.startswith("tumour"):
+        spared = "case-0001" if without == "tumour but in a case" else ""
+        rows = [row if row.group == spared else replace(row, mask_HW=0 * row.mask_HW) for row in rows]
     if without == "no_tumor":  # of one group: on one side of any cut
         rows = [replace(row, group="one", case_id="one") if row.label == "no_tumor" else row for row in rows]
     data = str(tmp_path / "data")
