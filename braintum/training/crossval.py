@@ -19,7 +19,7 @@ from braintum.data.table import SliceTable
 from braintum.evaluation.summary import summarise
 from braintum.training.device import keep_freed_memory
 from braintum.training.progress import Progress
-from braintum.training.run import RunSpec, about_run, prepare_out, refuse_at_once, refuse_unusable, run
+from braintum.training.run import RunSpec, about_run, prepare_out, refuse_at_once, refuse_unseen, refuse_unusable, run
 from braintum.training.worker import (
     MAX_FAILURES,
     Mailbox,
@@ -118,6 +118,7 @@ def _train_folds(
 def _run_fold(spec: RunSpec, table: SliceTable, mailbox: Mailbox, name: str, threads: int) -> None:
     torch.set_num_threads(threads)
     keep_freed_memory()
+    refuse_unseen(spec, table)
     mailbox.put(name, state="training")
     for metrics in run(spec, table):
         show_epoch(mailbox, name, spec, metrics)

@@ -136,9 +136,7 @@ class Fit:
         model = self._at_size_of(self.epoch, self._average or self.model)
         scores = slice_scores(model, self.table, share, device=self.device, autocast_dtype=self.autocast_dtype)
         if self.world_size > 1:
-            shares: list[Any] = [None] * self.world_size
-            dist.all_gather_object(shares, scores)
-            filled = [s for s in shares if s]  # a worker without rows has no scores
+            filled = [s for s in gathered(scores, self.world_size) if s]  # a worker without rows has no scores
             scores = {name: np.concatenate([s[name] for s in filled]) for name in filled[0]}
         return selection_metrics(scores, self.table.classes)
 
@@ -281,6 +279,14 @@ class Fit:
         kept = [*self.model.state_dict().values(), *(self._average.state_dict().values() if self._average else ())]
         if not torch.stack([value.isfinite().all() for value in kept]).all():
             raise Diverged(f"the weights became NaN or infinite at epoch {self.epoch + 1}: lower optim.lr")
+
+
+def gathered(value: Any, world_size: int) -> list[Any]:
+    """Every worker's value, by rank, on all of them."""
+    values: list[Any] = [value] * world_size
+    if world_size > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def usable_rows(experiment: Experiment, table: SliceTable, train_rows: Rows, world_size: int) -> tuple[Rows, Rows]:

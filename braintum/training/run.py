@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any, Self
 
 import pyarrow as pa
-import torch.distributed as dist
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from braintum import __version__, storage
@@ -26,7 +26,9 @@ from braintum.evaluation.predict import prediction_table
 from braintum.evaluation.summary import summarise
 from braintum.settings import ConfigError
 from braintum.training.checkpoint import MODEL, STATE, load_state, save_model, save_state
-from braintum.training.fit import Fit, refuse_without_targets, usable_rows
+from braintum.training.fit import Fit, gathered, refuse_without_targets, usable_rows
+
+SHARED = "--out must be storage that every node sees: a shared folder or a URL"
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,31 @@ def prepare_out(out: str, about: dict[str, Any], *, resume: bool, record: str = 
         raise ConfigError(f"{place}: {_difference(found, about, changed[0])}; choose another --out")
 
 
+def refuse_unseen(spec: RunSpec, table: SliceTable, world_size: int = 1) -> None:
+    """Raises ConfigError, on every worker, where one of them does not find what the driver has claimed (`prepare_out`).
+
+    It would start afresh while others go on, and write where nobody looks.
+    """
+    place = storage.join(spec.out, "experiment.json")
+    seen = gathered(storage.exists(place) and storage.read_json(place) == about_run(spec, table.digest), world_size)
+    if not all(seen):
+        raise ConfigError(f"{place}: {seen.count(False)} of {world_size} workers do not see the driver's; {SHARED}")
+
+
 def train_epochs(spec: RunSpec, fit: Fit) -> Iterator[dict[str, float]]:
     """Trains to the end, from the saved state where there is one; saves after every epoch (rank 0).
 
-    Yields each new epoch's metrics. A finished run yields nothing.
+    Yields each new epoch's metrics. A finished run yields nothing. A resumed one computes with as many threads as it
+    began with: another number adds in another order. Raises ConfigError where workers read different states.
     """
     state_url = storage.join(spec.out, STATE)
     state = load_state(state_url)
     if state is not None:
         fit.load_state_dict(state)
+        torch.set_num_threads(state["threads"])
+    epochs = gathered(fit.epoch, fit.world_size)
+    if len(set(epochs)) > 1:
+        raise ConfigError(f"{state_url}: workers read states of the epochs {epochs}; {SHARED}")
     if fit.rank != 0:
         yield from fit
     elif not fit.finished:
@@ -104,7 +122,7 @@ def train_epochs(spec: RunSpec, fit: Fit) -> Iterator[dict[str, float]]:
                 for name, value in metrics.items():
                     writer.add_scalar(name, value, global_step=fit.epoch)
                 writer.flush()  # before the state that says this epoch is done
-                save_state(state_url, fit.state_dict())
+                save_state(state_url, {**fit.state_dict(), "threads": torch.get_num_threads()})
                 yield metrics
 
 
@@ -126,10 +144,7 @@ def finish_run(spec: RunSpec, fit: Fit, rows: Split) -> dict[str, Any] | None:
         device=fit.device,
         autocast_dtype=fit.autocast_dtype,
     )
-    if fit.world_size > 1:
-        shares: list[Any] = [None] * fit.world_size
-        dist.all_gather_object(shares, predictions)
-        predictions = pa.concat_tables(shares)
+    predictions = pa.concat_tables(gathered(predictions, fit.world_size))
     if fit.rank != 0:
         return None
     save_model(

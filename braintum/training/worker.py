@@ -44,6 +44,7 @@ from braintum.training.run import (
     finish_run,
     prepare_out,
     refuse_at_once,
+    refuse_unseen,
     refuse_unusable,
     train_epochs,
 )
@@ -271,6 +272,7 @@ def _work(config: dict[str, Any]) -> Exception | None:
     keep_freed_memory()
     table: SliceTable = ray.get(config["table"])
     try:
+        refuse_unseen(spec, table, world_size)
         rows = spec.split(table)
         if rank == 0:
             config["mailbox"].put(config["name"], state="training")

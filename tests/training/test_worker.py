@@ -22,13 +22,14 @@ from braintum.config import Experiment
 from braintum.data.ingest.phantom import phantom_rows
 from braintum.data.schema import DataError
 from braintum.data.shards import write_dataset
+from braintum.data.shared import share_table
 from braintum.data.table import load_table
 from braintum.settings import ConfigError
 from braintum.training.checkpoint import load_state
 from braintum.training.crossval import crossval
 from braintum.training.fit import Diverged
 from braintum.training.run import RunSpec, run
-from braintum.training.worker import train
+from braintum.training.worker import Mailbox, train, train_on_workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -138,6 +139,16 @@ def test_more_workers_than_the_cluster_has_cores_are_refused(tiny_phantom: str, 
         with pytest.raises(ConfigError, match="workers: 3 need 3 CPUs, and the cluster has 2"):
             start(Experiment.load(None, RUN), tiny_phantom, str(tmp_path / "out"), workers=3, progress=quiet())
         assert not (tmp_path / "out").exists()
+
+
+def test_workers_that_do_not_see_the_output_end_with_one_line(tiny_phantom: str, tmp_path: Path) -> None:
+    """As on a node whose own disk is at that path: nobody has claimed it."""
+    experiment = Experiment.load(None, RUN)
+    spec = RunSpec.of(experiment, tiny_phantom, str(tmp_path / "elsewhere"), "1", 3)
+    mailbox = Mailbox()
+    with pytest.raises(ConfigError, match="1 of 1 workers do not see the driver's; --out must be storage that every"):
+        train_on_workers(spec, share_table(tiny_phantom, experiment.data), 1, mailbox, "run")
+    mailbox.remove()
 
 
 @pytest.mark.parametrize("masks_in", ["2", "4"])
