@@ -21,7 +21,7 @@ from braintum import __version__, storage
 from braintum.config import Experiment
 from braintum.data.folds import Split, split
 from braintum.data.shards import read_card
-from braintum.data.table import SliceTable, read_masks
+from braintum.data.table import SliceTable
 from braintum.evaluation.predict import prediction_table
 from braintum.evaluation.summary import summarise
 from braintum.settings import ConfigError
@@ -139,7 +139,6 @@ def finish_run(spec: RunSpec, fit: Fit, rows: Split) -> dict[str, Any] | None:
         experiment,
         table,
         share,
-        read_masks(spec.data_url, [table.slice_id_R[row] for row in share]),
         fold=spec.fold,
         device=fit.device,
         autocast_dtype=fit.autocast_dtype,
