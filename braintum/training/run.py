@@ -100,6 +100,13 @@ def refuse_unseen(spec: RunSpec, table: SliceTable, world_size: int = 1) -> None
         raise ConfigError(f"{place}: {seen.count(False)} of {world_size} workers do not see the driver's; {SHARED}")
 
 
+def refuse_unequal(state_url: str, epochs: int, world_size: int) -> None:
+    """Raises ConfigError, on every worker, where they read states of different numbers of epochs."""
+    found = gathered(epochs, world_size)
+    if len(set(found)) > 1:
+        raise ConfigError(f"{state_url}: workers read states of {' and '.join(map(str, found))} epochs; {SHARED}")
+
+
 def train_epochs(spec: RunSpec, fit: Fit) -> Iterator[dict[str, float]]:
     """Trains to the end, from the saved state where there is one; saves after every epoch (rank 0).
 
@@ -111,9 +118,7 @@ def train_epochs(spec: RunSpec, fit: Fit) -> Iterator[dict[str, float]]:
     if state is not None:
         fit.load_state_dict(state)
         torch.set_num_threads(state["threads"])
-    epochs = gathered(fit.epoch, fit.world_size)
-    if len(set(epochs)) > 1:
-        raise ConfigError(f"{state_url}: workers read states of the epochs {epochs}; {SHARED}")
+    refuse_unequal(state_url, fit.epoch, fit.world_size)
     if fit.rank != 0:
         yield from fit
     elif not fit.finished:
