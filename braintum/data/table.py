@@ -14,8 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from braintum.config import Data
-from braintum.data.images import resize_image, resize_mask
-from braintum.data.schema import Card, DataError, Shard, refuse_names
+from braintum.data.images import pack_mask, resize_image, resize_mask, unpack_mask
+from braintum.data.schema import TUMOUR, Card, DataError, Shard, refuse_names
 from braintum.data.shards import read_card, read_shard
 
 
@@ -24,18 +24,23 @@ class Slices:
     """Rows of a dataset, decoded and resized. The order is the dataset's.
 
     image_RCHW: uint8 as stored, or float16 in [0, 1] (min-max per slice and channel) for 16-bit sources.
-    mask_RHW: uint8 label map, zero where has_mask_R is false. label_R: int64 index into the classes, -1 for none.
-    low_RC, high_RC: float32, least and greatest value of image_RCHW. spacing_R2: float32, y and x in mm of the
-    original pixels, NaN where unknown.
+    mask_RHW: uint8 label map, zero where has_mask_R is false. has_tumour_R: whether it has a pixel of tumour.
+    label_R: int64 index into the classes, -1 for none. low_RC, high_RC: float32, least and greatest value of
+    image_RCHW. spacing_R2: float32, y and x in mm of the original pixels, NaN where unknown. native_tumour: uint8, the
+    tumours at the source's own size, packed (`pack_mask`), one after another; native_bytes_R: int64, how many bytes are
+    each row's, 0 without a mask.
     """
 
     image_RCHW: NDArray[np.uint8] | NDArray[np.float16]
     mask_RHW: NDArray[np.uint8]
     has_mask_R: NDArray[np.bool_]
+    has_tumour_R: NDArray[np.bool_]
     label_R: NDArray[np.int64]
     low_RC: NDArray[np.float32]
     high_RC: NDArray[np.float32]
     spacing_R2: NDArray[np.float32]
+    native_tumour: NDArray[np.uint8]
+    native_bytes_R: NDArray[np.int64]
     slice_id_R: list[str]
     case_id_R: list[str | None]
     group_R: list[str]
@@ -57,6 +62,14 @@ class SliceTable(Slices):
     height: int
     width: int
     digest: str
+
+    def native_tumour_HW(self, row: int) -> NDArray[np.bool_] | None:
+        """Where a slice has tumour, at the source's own size; None for one without a mask."""
+        if not self.has_mask_R[row]:
+            return None
+        start = int(self.native_bytes_R[:row].sum())
+        packed = self.native_tumour[start : start + int(self.native_bytes_R[row])]
+        return unpack_mask(packed.tobytes(), self.height, self.width)
 
 
 def load_table(url: str, data: Data) -> SliceTable:
@@ -89,11 +102,13 @@ def decode_shard(url: str, card: Card, shard: Shard, data: Data, index: dict[str
     side = data.image_size
     image_RCHW = np.empty((len(kept), card.channels, side, side), np.uint8 if card.dtype == "uint8" else np.float16)
     mask_RHW = np.zeros((len(kept), side, side), np.uint8)
+    native = [b""] * len(kept)
     for i, row in enumerate(kept):
         image_CHW = resize_image(images[row], side, side)
         image_RCHW[i] = image_CHW if card.dtype == "uint8" else _min_max(image_CHW)
         if has_mask_R[row]:
             mask_RHW[i] = resize_mask(masks[row], side, side)
+            native[i] = pack_mask(masks[row] == TUMOUR)
 
     def column(name: str) -> list[Any]:
         values = rows[name].to_pylist()
@@ -107,10 +122,13 @@ def decode_shard(url: str, card: Card, shard: Shard, data: Data, index: dict[str
         image_RCHW=image_RCHW,
         mask_RHW=mask_RHW,
         has_mask_R=has_mask_R[kept],
+        has_tumour_R=(mask_RHW == TUMOUR).any(axis=(1, 2)),
         label_R=np.array([-1 if label is None else index[label] for label in column("label")], np.int64),
         low_RC=image_RCHW.min(axis=(2, 3)).astype(np.float32),
         high_RC=image_RCHW.max(axis=(2, 3)).astype(np.float32),
         spacing_R2=np.array(spacing, np.float32).T.reshape(-1, 2),
+        native_tumour=np.frombuffer(b"".join(native), np.uint8),
+        native_bytes_R=np.array([len(packed) for packed in native], np.int64),
         slice_id_R=column("slice_id"),
         case_id_R=column("case_id"),
         group_R=column("group"),

@@ -25,7 +25,6 @@ from braintum.data.table import SliceTable
 from braintum.evaluation.metrics import agreement, hausdorff, overlap
 from braintum.models.output import Output
 
-TUMOUR = 1  # the first mask's value in a label map
 BOTH_RIGHT_DICE = 0.5  # a joint model is right about a slice with the correct class and at least this Dice
 
 
@@ -101,7 +100,6 @@ def prediction_table(
     experiment: Experiment,
     table: SliceTable,
     rows: NDArray[np.int64],
-    native_masks: Mapping[str, NDArray[np.uint8] | None],
     *,
     fold: str | None,
     device: torch.device | str,
@@ -110,9 +108,8 @@ def prediction_table(
 ) -> pa.Table:
     """One row per slice of `rows`, scored at the source's own resolution (`prediction_schema` names the columns).
 
-    Mask logits are resized bilinearly to the source's height and width and cut at probability 0.5, then compared with
-    `native_masks` (slice_id to label map, see `braintum.data.table.read_masks`; None where unknown). Distances are in
-    mm where every slice of `table` with a mask has a pixel spacing, else all in pixels, so that those of all folds
+    Mask logits are resized bilinearly to the source's height and width and cut at probability 0.5. Distances are in mm
+    where every slice of `table` with a mask has a pixel spacing, else all in pixels, so that those of all folds
     compare; `hd_unit` says which. `hd` and `hd95` are null where exactly one of the masks is empty, all mask scores
     where the true mask is unknown. `false_mask` is null for a slice with tumour, `both_right` unless class and mask are
     known and predicted.
@@ -129,13 +126,12 @@ def prediction_table(
             for b in range(len(batch.label_B)):
                 row = int(rows[position])
                 position += 1
-                slice_id = table.slice_id_R[row]
                 label = int(table.label_R[row])
                 values: dict[str, object] = {
                     "experiment": experiment.digest,
                     "architecture": experiment.model.name,
                     "fold": fold,
-                    "slice_id": slice_id,
+                    "slice_id": table.slice_id_R[row],
                     "case_id": table.case_id_R[row],
                     "group": table.group_R[row],
                     "label": table.classes[label] if label >= 0 else None,
@@ -146,9 +142,8 @@ def prediction_table(
                         values[f"probability_{name}"] = float(probability)
                 if mask_BHW is not None:
                     values["mask_png"] = encode_mask(mask_BHW[b])
-                true_mask = native_masks[slice_id]
-                if true_mask is not None:
-                    true_HW = true_mask == TUMOUR
+                true_HW = table.native_tumour_HW(row)
+                if true_HW is not None:
                     values["has_tumour"] = bool(true_HW.any())
                     if mask_BHW is not None:
                         scores = _mask_scores(mask_BHW[b], true_HW, table.spacing_R2[row] if in_mm else None)

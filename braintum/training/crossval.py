@@ -18,9 +18,8 @@ from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
 from braintum.evaluation.summary import summarise
 from braintum.training.device import keep_freed_memory
-from braintum.training.fit import usable_rows
 from braintum.training.progress import Progress
-from braintum.training.run import RunSpec, about_run, prepare_out, refuse_at_once, run
+from braintum.training.run import RunSpec, about_run, prepare_out, refuse_at_once, refuse_unseen, refuse_unusable, run
 from braintum.training.worker import (
     MAX_FAILURES,
     Mailbox,
@@ -60,7 +59,7 @@ def crossval(
     names = list(held_out_folds(table, folds, seed=0))
     specs = [RunSpec.of(experiment, data_url, storage.join(whole.out, f"fold-{name}"), name, folds) for name in names]
     for spec in specs:
-        usable_rows(experiment, table, spec.split(table).train, workers)
+        refuse_unusable(spec, table, workers)
     refuse_unplaceable(workers, experiment.training.device)
     prepare_out(whole.out, about_run(whole, table.digest), resume=resume)
     if not storage.exists(storage.join(whole.out, "summary.json")):
@@ -119,6 +118,7 @@ def _train_folds(
 def _run_fold(spec: RunSpec, table: SliceTable, mailbox: Mailbox, name: str, threads: int) -> None:
     torch.set_num_threads(threads)
     keep_freed_memory()
+    refuse_unseen(spec, table)
     mailbox.put(name, state="training")
     for metrics in run(spec, table):
         show_epoch(mailbox, name, spec, metrics)

@@ -38,7 +38,7 @@ SCORE = {"dice": 0.5, "macro_f1": 0.5}
 
 
 class Diverged(ArithmeticError):
-    """The loss became NaN or infinite; the message names epoch and step."""
+    """The loss or the weights became NaN or infinite; the message names the epoch, and the step of a loss."""
 
 
 def score(metrics: dict[str, float], weights: dict[str, float]) -> float:
@@ -136,9 +136,7 @@ class Fit:
         model = self._at_size_of(self.epoch, self._average or self.model)
         scores = slice_scores(model, self.table, share, device=self.device, autocast_dtype=self.autocast_dtype)
         if self.world_size > 1:
-            shares: list[Any] = [None] * self.world_size
-            dist.all_gather_object(shares, scores)
-            filled = [s for s in shares if s]  # a worker without rows has no scores
+            filled = [s for s in gathered(scores, self.world_size) if s]  # a worker without rows has no scores
             scores = {name: np.concatenate([s[name] for s in filled]) for name in filled[0]}
         return selection_metrics(scores, self.table.classes)
 
@@ -205,6 +203,7 @@ class Fit:
             dist.all_reduce(terms_ST)
             self._share_buffers()
         self._refuse_divergence(terms_ST[:, 0])
+        self._refuse_broken_weights()
         return dict(zip(self._term_names, terms_ST.mean(dim=0).tolist(), strict=True))
 
     def _share_buffers(self) -> None:
@@ -275,6 +274,20 @@ class Fit:
                 f"the loss became {float(total_S[step])} at epoch {self.epoch + 1}, step {step + 1}: lower optim.lr"
             )
 
+    def _refuse_broken_weights(self) -> None:
+        """The last step may break what no loss has seen yet. Asked once an epoch: each answer of a GPU is a wait."""
+        kept = [*self.model.state_dict().values(), *(self._average.state_dict().values() if self._average else ())]
+        if not torch.stack([value.isfinite().all() for value in kept]).all():
+            raise Diverged(f"the weights became NaN or infinite at epoch {self.epoch + 1}: lower optim.lr")
+
+
+def gathered(value: Any, world_size: int) -> list[Any]:
+    """Every worker's value, by rank, on all of them."""
+    values: list[Any] = [value] * world_size
+    if world_size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
 
 def usable_rows(experiment: Experiment, table: SliceTable, train_rows: Rows, world_size: int) -> tuple[Rows, Rows]:
     """The rows to fit and those to validate on (none where nothing is chosen inside a run).
@@ -299,8 +312,9 @@ def usable_rows(experiment: Experiment, table: SliceTable, train_rows: Rows, wor
 def refuse_without_targets(experiment: Experiment, table: SliceTable, rows: Rows, part: str) -> None:
     """Raises DataError where the rows of a part lack what a task of the model is trained or scored by."""
     name, tasks, label_R = experiment.model.name, experiment.model.tasks, table.label_R[rows]
-    if "segmentation" in tasks and not table.has_mask_R[rows].any():
-        raise DataError(f"model.name: {name} segments, and no {part} slice has a mask; use a classifier or add masks")
+    if "segmentation" in tasks and not table.has_tumour_R[rows].any():
+        lacks = "tumour in its mask" if table.has_mask_R[rows].any() else "mask"
+        raise DataError(f"model.name: {name} segments, and no {part} slice has a {lacks}; use a classifier or add some")
     if "classification" in tasks and len(np.unique(label_R[label_R >= 0])) < 2:
         found = "is of one class" if (label_R >= 0).any() else "has a label"
         kind = f"every {part} slice" if (label_R >= 0).any() else f"no {part} slice"

@@ -54,9 +54,9 @@ class LearningRate:
         self._plateau: ReduceLROnPlateau | None = None
         self._per_step: LambdaLR | None = None
         if schedule.name == "plateau":
-            self._plateau = ReduceLROnPlateau(
-                optimizer, mode="max", factor=schedule.option("factor"), patience=schedule.option("patience")
-            )
+            factor, patience = schedule.option("factor"), schedule.option("patience")
+            # No threshold: better is what early stopping and the best epoch call better.
+            self._plateau = ReduceLROnPlateau(optimizer, mode="max", factor=factor, patience=patience, threshold=0.0)
         else:
             total = epochs * steps_per_epoch
             self._per_step = LambdaLR(optimizer, lambda step: rate(schedule, min(step + 0.5, total) / total, epochs))

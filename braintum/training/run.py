@@ -14,19 +14,21 @@ from importlib.metadata import version
 from typing import Any, Self
 
 import pyarrow as pa
-import torch.distributed as dist
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from braintum import __version__, storage
 from braintum.config import Experiment
 from braintum.data.folds import Split, split
 from braintum.data.shards import read_card
-from braintum.data.table import SliceTable, read_masks
+from braintum.data.table import SliceTable
 from braintum.evaluation.predict import prediction_table
 from braintum.evaluation.summary import summarise
 from braintum.settings import ConfigError
 from braintum.training.checkpoint import MODEL, STATE, load_state, save_model, save_state
-from braintum.training.fit import Fit
+from braintum.training.fit import Fit, gathered, refuse_without_targets, usable_rows
+
+SHARED = "--out must be storage that every node sees: a shared folder or a URL"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,13 @@ def refuse_existing(out: str, *, resume: bool) -> None:
         raise ConfigError(f"{out}: exists; choose another --out, or go on with --resume")
 
 
+def refuse_unusable(spec: RunSpec, table: SliceTable, workers: int) -> None:
+    """Raises DataError or ConfigError where the run's split could not be trained on or scored."""
+    experiment, rows = Experiment.from_dict(spec.experiment), spec.split(table)
+    usable_rows(experiment, table, rows.train, workers)
+    refuse_without_targets(experiment, table, rows.held_out, f"held-out{f' (fold {spec.fold})' if spec.fold else ''}")
+
+
 def prepare_out(out: str, about: dict[str, Any], *, resume: bool, record: str = "experiment.json") -> None:
     """Claims an output directory by writing what it will hold.
 
@@ -80,15 +89,36 @@ def prepare_out(out: str, about: dict[str, Any], *, resume: bool, record: str = 
         raise ConfigError(f"{place}: {_difference(found, about, changed[0])}; choose another --out")
 
 
+def refuse_unseen(spec: RunSpec, table: SliceTable, world_size: int = 1) -> None:
+    """Raises ConfigError, on every worker, where one of them does not find what the driver has claimed (`prepare_out`).
+
+    It would start afresh while others go on, and write where nobody looks.
+    """
+    place = storage.join(spec.out, "experiment.json")
+    seen = gathered(storage.exists(place) and storage.read_json(place) == about_run(spec, table.digest), world_size)
+    if not all(seen):
+        raise ConfigError(f"{place}: {seen.count(False)} of {world_size} workers do not see the driver's; {SHARED}")
+
+
+def refuse_unequal(state_url: str, epochs: int, world_size: int) -> None:
+    """Raises ConfigError, on every worker, where they read states of different numbers of epochs."""
+    found = gathered(epochs, world_size)
+    if len(set(found)) > 1:
+        raise ConfigError(f"{state_url}: workers read states of {' and '.join(map(str, found))} epochs; {SHARED}")
+
+
 def train_epochs(spec: RunSpec, fit: Fit) -> Iterator[dict[str, float]]:
     """Trains to the end, from the saved state where there is one; saves after every epoch (rank 0).
 
-    Yields each new epoch's metrics. A finished run yields nothing.
+    Yields each new epoch's metrics. A finished run yields nothing. A resumed one computes with as many threads as it
+    began with: another number adds in another order. Raises ConfigError where workers read different states.
     """
     state_url = storage.join(spec.out, STATE)
     state = load_state(state_url)
     if state is not None:
         fit.load_state_dict(state)
+        torch.set_num_threads(state["threads"])
+    refuse_unequal(state_url, fit.epoch, fit.world_size)
     if fit.rank != 0:
         yield from fit
     elif not fit.finished:
@@ -97,7 +127,7 @@ def train_epochs(spec: RunSpec, fit: Fit) -> Iterator[dict[str, float]]:
                 for name, value in metrics.items():
                     writer.add_scalar(name, value, global_step=fit.epoch)
                 writer.flush()  # before the state that says this epoch is done
-                save_state(state_url, fit.state_dict())
+                save_state(state_url, {**fit.state_dict(), "threads": torch.get_num_threads()})
                 yield metrics
 
 
@@ -114,15 +144,11 @@ def finish_run(spec: RunSpec, fit: Fit, rows: Split) -> dict[str, Any] | None:
         experiment,
         table,
         share,
-        read_masks(spec.data_url, [table.slice_id_R[row] for row in share]),
         fold=spec.fold,
         device=fit.device,
         autocast_dtype=fit.autocast_dtype,
     )
-    if fit.world_size > 1:
-        shares: list[Any] = [None] * fit.world_size
-        dist.all_gather_object(shares, predictions)
-        predictions = pa.concat_tables(shares)
+    predictions = pa.concat_tables(gathered(predictions, fit.world_size))
     if fit.rank != 0:
         return None
     save_model(

@@ -36,9 +36,18 @@ from braintum.data.table import SliceTable
 from braintum.settings import ConfigError
 from braintum.training.checkpoint import CheckpointError
 from braintum.training.device import keep_freed_memory
-from braintum.training.fit import Diverged, Fit, usable_rows
+from braintum.training.fit import Diverged, Fit
 from braintum.training.progress import Progress
-from braintum.training.run import RunSpec, about_run, finish_run, prepare_out, refuse_at_once, train_epochs
+from braintum.training.run import (
+    RunSpec,
+    about_run,
+    finish_run,
+    prepare_out,
+    refuse_at_once,
+    refuse_unseen,
+    refuse_unusable,
+    train_epochs,
+)
 
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report reaches the controller in 20 ms instead of up to 2 s
@@ -197,7 +206,7 @@ def train(
     connect()
     table_ref = share_table(spec.data_url, experiment.data)
     table: SliceTable = ray.get(table_ref)
-    usable_rows(experiment, table, spec.split(table).train, workers)
+    refuse_unusable(spec, table, workers)
     refuse_unplaceable(workers, experiment.training.device)
     prepare_out(spec.out, about_run(spec, table.digest), resume=resume)
     summary_url = storage.join(spec.out, "summary.json")
@@ -265,6 +274,7 @@ def _work(config: dict[str, Any]) -> Exception | None:
     keep_freed_memory()
     table: SliceTable = ray.get(config["table"])
     try:
+        refuse_unseen(spec, table, world_size)
         rows = spec.split(table)
         if rank == 0:
             config["mailbox"].put(config["name"], state="training")

@@ -30,6 +30,7 @@ from braintum.data.table import SliceTable
 from braintum.training.checkpoint import STATE, load_state, save_state
 from braintum.training.device import keep_freed_memory
 from braintum.training.fit import Diverged, Fit, score
+from braintum.training.run import refuse_unequal
 from braintum.training.worker import MAX_FAILURES, ray_storage
 
 HISTORY = "history.json"
@@ -72,6 +73,7 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
     if state is None or state["experiment"] != experiment.digest:  # of a trial that was lost before it was stored
         state = {"rows": [], "scores": [], "fit": None}
     rows, scores = state["rows"], state["scores"]
+    refuse_unequal(state_url, len(rows), world_size)
     # Who resumes may not have heard of the last ones: they were saved before they were told.
     yield from [{**row, "again": True} for row in rows]
     for index in range(len(scores), len(names)):

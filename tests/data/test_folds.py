@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from example_rows import make_row
+from example_rows import SIZE, make_row
 
 from braintum.data.folds import held_out_folds, split, validation_split
 from braintum.data.schema import DataError
@@ -125,6 +125,28 @@ def test_scarce_masks_are_on_both_sides(make_table) -> None:
     fit, validation = validation_split(table, np.arange(len(table)), 0.2, seed=0)
     assert table.has_mask_R[fit].any()
     assert table.has_mask_R[validation].any()
+
+
+@pytest.mark.parametrize("with_tumour", [("4", "7"), ("0", "1", "2")])
+@pytest.mark.parametrize("label", ["a", None])
+def test_scarce_tumours_are_on_both_sides(make_table, with_tumour: tuple[str, ...], label: str | None) -> None:
+    """All other masks are empty, and the label tells nothing."""
+    empty = np.zeros((SIZE, SIZE), np.uint8)
+    rows = [replace(row, label=label, case_id=None) for row in cases(30)]
+    rows = [row if row.group.split()[1] in with_tumour else replace(row, mask_HW=empty) for row in rows]
+    table = make_table(rows)
+    for seed in range(20):
+        for part in validation_split(table, np.arange(len(table)), 0.2, seed):
+            assert table.has_tumour_R[part].any(), seed
+
+
+def test_splits_of_slices_that_all_have_tumours_stay_what_they_were(make_table) -> None:
+    """Recorded results are of these."""
+    table = make_table(cases(30))
+    train, held_out = split(table, None, None, seed=0)
+    assert [*held_out] == [18, 19, 23, 24, 25, 26, 29, 30, 31, 54, 55, 56, 57, 58, 68, 69, 70, 71]
+    _, validation = validation_split(table, train, 0.2, seed=0)
+    assert [*validation] == [14, 15, 16, 17, 20, 21, 22, 38, 39, 40, 45, 46, 63, 64, 86, 87, 88, 89]
 
 
 def test_a_group_in_two_folds_is_refused(make_table) -> None:

@@ -24,6 +24,7 @@ def test_a_table_holds_what_can_be_learned_from(make_table) -> None:
     assert table.classes == ("glioma", "meningioma", "pituitary")
     assert table.label_R.tolist() == [0, 1, 2, -1]
     assert table.has_mask_R.tolist() == [True, False, True, True]
+    assert table.has_tumour_R.tolist() == [True, False, False, True]
     assert not table.mask_RHW[1:3].any()
     for i, row in enumerate([*ROWS[:4]]):
         np.testing.assert_array_equal(table.image_RCHW[i], row.image_CHW)
@@ -51,6 +52,17 @@ def test_classes_select_and_merge(write) -> None:
     assert labels(merged) == (("other", "glioma"), {"g": 1, "m": 0, "p": 0, "u": -1})
     with pytest.raises(DataError, match=r"'oligo' is no label of .*glioma, meningioma, pituitary"):
         labels({"glioma": ("glioma",), "o": ("oligo",)})
+
+
+def test_a_table_keeps_the_sources_own_tumours(write) -> None:
+    rng = np.random.default_rng(0)
+    masks = [rng.integers(0, 3, (SIZE - 3, SIZE), np.uint8) for _ in range(3)]
+    image_CHW = np.zeros((1, SIZE - 3, SIZE), np.uint8)
+    more = [make_row(f"r{i}", mask_HW=mask, image_CHW=image_CHW) for i, mask in enumerate([masks[0], None, *masks[1:]])]
+    table = load_table(write(more, shard_bytes=2 * image_CHW.size)[0], Data(image_size=16))
+    assert table.native_tumour_HW(1) is None
+    for row, mask in zip((0, 2, 3), masks, strict=True):
+        np.testing.assert_array_equal(table.native_tumour_HW(row), mask == 1)
 
 
 def test_nothing_left_is_an_error(make_table) -> None:

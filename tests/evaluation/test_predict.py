@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from braintum.config import Experiment
+from braintum.data.images import pack_mask
 from braintum.data.table import SliceTable
 from braintum.evaluation.predict import prediction_schema, prediction_table, selection_metrics, slice_scores
 from braintum.models.output import Output
@@ -34,7 +35,7 @@ class Bright(nn.Module):
         return Output(logits_BKHW if self.segment else None, class_logits_BN if self.classify else None)
 
 
-def slices(spacing: float = float("nan")) -> tuple[SliceTable, dict[str, np.ndarray | None]]:
+def slices(spacing: float = float("nan")) -> SliceTable:
     """Half bright; nothing bright but one corner pixel; half bright without a mask; a healthy slice drawn upon."""
     image_RCHW = np.zeros((4, 1, SIDE, SIDE), dtype=np.uint8)
     image_RCHW[[0, 2, 3], :, :, : SIDE // 2] = 200
@@ -44,19 +45,20 @@ def slices(spacing: float = float("nan")) -> tuple[SliceTable, dict[str, np.ndar
     mask_RHW[0, :, : SIDE // 2] = 1
     mask_RHW[1, 8:12, 8:12] = 1
     has_mask_R = np.array([True, True, False, True])
-    table = SliceTable(
-        image_RCHW=image_RCHW, mask_RHW=mask_RHW, has_mask_R=has_mask_R,
+    native = [pack_mask(mask_HW.repeat(2, axis=0).repeat(2, axis=1) > 0) for mask_HW in mask_RHW]
+    native[2] = b""
+    return SliceTable(
+        image_RCHW=image_RCHW, mask_RHW=mask_RHW, has_mask_R=has_mask_R, has_tumour_R=mask_RHW.any(axis=(1, 2)),
         label_R=np.array([0, 0, -1, 1]), low_RC=np.zeros((4, 1), np.float32), high_RC=np.full((4, 1), 200, np.float32),
         spacing_R2=np.full((4, 2), spacing, np.float32), slice_id_R=list("abcd"), case_id_R=[None] * 4,
+        native_tumour=np.frombuffer(b"".join(native), np.uint8), native_bytes_R=np.array([len(x) for x in native]),
         group_R=list("ABCD"), source_fold_R=[None] * 4, classes=("tumour", "none"), masks=("tumour",),
         height=NATIVE, width=NATIVE, digest="",
     )  # fmt: skip
-    double = mask_RHW.repeat(2, axis=1).repeat(2, axis=2)
-    return table, {name: double[i] if has_mask_R[i] else None for i, name in enumerate("abcd")}
 
 
 def test_slice_scores_follow_the_rows_asked_for() -> None:
-    table, _ = slices()
+    table = slices()
     scores = slice_scores(Bright(), table, np.array([3, 0, 2, 1]), device="cpu", batch_size=3)
     assert scores["dice"][[0, 1, 3]].tolist() == [0, 1, 0]
     assert np.isnan(scores["dice"][2])
@@ -66,7 +68,7 @@ def test_slice_scores_follow_the_rows_asked_for() -> None:
 
 
 def test_selection_metrics() -> None:
-    table, _ = slices()
+    table = slices()
     metrics = selection_metrics(slice_scores(Bright(), table, np.arange(4), device="cpu"), table.classes)
     assert metrics["dice"] == 0.5
     assert metrics["dice_all"] == pytest.approx(1 / 3)
@@ -75,7 +77,7 @@ def test_selection_metrics() -> None:
 
 
 def test_selection_metrics_are_those_of_the_task() -> None:
-    table, _ = slices()
+    table = slices()
     for network, names in (
         (Bright(classify=False), {"dice", "dice_all", "iou", "pixel_accuracy"}),
         (Bright(segment=False), {"accuracy", "macro_f1"}),
@@ -84,7 +86,7 @@ def test_selection_metrics_are_those_of_the_task() -> None:
 
 
 def test_scores_of_shares_join_to_scores_of_all() -> None:
-    table, _ = slices()
+    table = slices()
     shares = [slice_scores(Bright(), table, rows, device="cpu") for rows in (np.array([0, 1]), np.array([2, 3]))]
     whole = slice_scores(Bright(), table, np.arange(4), device="cpu")
     for name, values in whole.items():
@@ -114,16 +116,16 @@ def test_predictions_are_averaged_over_the_flips_that_were_trained_with(
     settings: dict[str, object], share: float, corner: float
 ) -> None:
     """The first slice's left half is bright; logits are −1 left and 3 right, so 1 all over when mirrored."""
-    table, native = slices()
+    table = slices()
     experiment = EXPERIMENT.with_overrides(settings)
-    row = prediction_table(Upright(), experiment, table, np.arange(1), native, fold=None, device="cpu").to_pylist()[0]
+    row = prediction_table(Upright(), experiment, table, np.arange(1), fold=None, device="cpu").to_pylist()[0]
     assert np.asarray(Image.open(io.BytesIO(row["mask_png"]))).mean() == share
     assert row["probability_tumour"] == pytest.approx(1 / (1 + np.exp(-corner)))
 
 
 def test_the_prediction_table_scores_at_the_sources_resolution() -> None:
-    table, native = slices()
-    found = prediction_table(Bright(), EXPERIMENT, table, np.arange(4), native, fold="2", device="cpu")
+    table = slices()
+    found = prediction_table(Bright(), EXPERIMENT, table, np.arange(4), fold="2", device="cpu")
     assert found.schema == prediction_schema(table.classes)
     first, second, unmasked, healthy = found.to_pylist()
     assert first["experiment"] == EXPERIMENT.digest
@@ -148,32 +150,32 @@ def test_the_prediction_table_scores_at_the_sources_resolution() -> None:
 
 
 def test_distances_are_in_mm_where_the_spacing_is_known() -> None:
-    table, native = slices(spacing=0.5)
-    in_mm = prediction_table(Bright(), EXPERIMENT, table, np.array([1]), native, fold=None, device="cpu").to_pylist()[0]
-    table, native = slices()
-    in_px = prediction_table(Bright(), EXPERIMENT, table, np.array([1]), native, fold=None, device="cpu").to_pylist()[0]
+    table = slices(spacing=0.5)
+    in_mm = prediction_table(Bright(), EXPERIMENT, table, np.array([1]), fold=None, device="cpu").to_pylist()[0]
+    table = slices()
+    in_px = prediction_table(Bright(), EXPERIMENT, table, np.array([1]), fold=None, device="cpu").to_pylist()[0]
     assert (in_mm["hd_unit"], in_px["hd_unit"]) == ("mm", "px")
     assert in_mm["hd95"] == pytest.approx(in_px["hd95"] / 2)
 
 
 def test_one_mask_of_unknown_spacing_puts_all_distances_in_pixels() -> None:
     """Whichever rows are predicted: folds are averaged with one another."""
-    table, native = slices(spacing=0.5)
+    table = slices(spacing=0.5)
     table.spacing_R2[3] = np.nan
-    found = prediction_table(Bright(), EXPERIMENT, table, np.array([1]), native, fold="1", device="cpu").to_pylist()[0]
-    all_px, native = slices()
-    px = prediction_table(Bright(), EXPERIMENT, all_px, np.array([1]), native, fold="1", device="cpu").to_pylist()[0]
+    found = prediction_table(Bright(), EXPERIMENT, table, np.array([1]), fold="1", device="cpu").to_pylist()[0]
+    all_px = slices()
+    px = prediction_table(Bright(), EXPERIMENT, all_px, np.array([1]), fold="1", device="cpu").to_pylist()[0]
     assert (found["hd_unit"], found["hd95"]) == ("px", px["hd95"])
-    table, native = slices(spacing=0.5)
+    table = slices(spacing=0.5)
     table.spacing_R2[2] = np.nan  # has no mask, so that no distance needs it
-    found = prediction_table(Bright(), EXPERIMENT, table, np.array([1]), native, fold="1", device="cpu").to_pylist()[0]
+    found = prediction_table(Bright(), EXPERIMENT, table, np.array([1]), fold="1", device="cpu").to_pylist()[0]
     assert found["hd_unit"] == "mm"
 
 
 def test_a_model_without_a_task_leaves_its_columns_empty() -> None:
-    table, native = slices()
+    table = slices()
     segmenter, classifier = (
-        prediction_table(network, EXPERIMENT, table, np.arange(4), native, fold="1", device="cpu")
+        prediction_table(network, EXPERIMENT, table, np.arange(4), fold="1", device="cpu")
         for network in (Bright(classify=False), Bright(segment=False))
     )
     for name in ("predicted", "probability_none", "both_right"):
@@ -184,9 +186,9 @@ def test_a_model_without_a_task_leaves_its_columns_empty() -> None:
 
 
 def test_prediction_leaves_the_model_in_the_mode_it_was_in() -> None:
-    table, native = slices()
+    table = slices()
     for training in (True, False):
         network = Bright().train(training)
         slice_scores(network, table, np.arange(4), device="cpu")
-        prediction_table(network, EXPERIMENT, table, np.arange(4), native, fold=None, device="cpu")
+        prediction_table(network, EXPERIMENT, table, np.arange(4), fold=None, device="cpu")
         assert network.training is training

@@ -159,6 +159,20 @@ def test_diverged_loss_names_epoch_and_step(table: SliceTable) -> None:
         list(Fit(experiment(**settings), table, rows))
 
 
+@pytest.mark.parametrize("weights", ["last", "average"])
+@pytest.mark.parametrize("name", ["unet", "joint_unet"])
+def test_weights_that_the_last_step_broke_are_no_result(table: SliceTable, name: str, weights: str) -> None:
+    """The only step's loss is finite: no other would tell."""
+    settings = {
+        "model__name": name, "optim__name": "sgd", "optim__lr": 10.0, "loss__segmentation_weight": 1e38,
+        "schedule__name": "constant", "training__batch_size": 64, "training__epochs": 1,
+        "training__weights": weights, "training__early_stopping": None,
+    }  # fmt: skip
+    fit = Fit(experiment(**settings), table, split(table, "1", 3, seed=0).train)
+    with pytest.raises(Diverged, match=r"weights became NaN or infinite at epoch 1: lower optim\.lr"):
+        fit.run_epoch()
+
+
 def _worker(rank: int, world_size: int, port: int, url: str, out: str, settings: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)

@@ -22,17 +22,19 @@ from braintum.config import Experiment
 from braintum.data.ingest.phantom import phantom_rows
 from braintum.data.schema import DataError
 from braintum.data.shards import write_dataset
+from braintum.data.shared import share_table
 from braintum.data.table import load_table
 from braintum.settings import ConfigError
 from braintum.training.checkpoint import load_state
 from braintum.training.crossval import crossval
 from braintum.training.fit import Diverged
 from braintum.training.run import RunSpec, run
-from braintum.training.worker import train
+from braintum.training.worker import Mailbox, train, train_on_workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 RUN = {"model.name": "joint_unet", **TINY, "training.epochs": 3}
+FIXED_LENGTH = {"schedule.name": "constant", "training.weights": "last", "training.early_stopping": None}
 
 
 def digest(out: Path) -> str:
@@ -104,6 +106,8 @@ def test_divergence_is_said_and_not_retried(tiny_phantom: str, tmp_path: Path) -
     [
         ({}, "mask", "joint_unet segments, and no training slice has a mask"),
         ({}, "label", "joint_unet classifies, and no training slice has a label"),
+        ({}, "tumour", "joint_unet segments, and no training slice has a tumour in its mask"),
+        (FIXED_LENGTH, "tumour but in a case", r"segments, and no held-out \(fold 1\) slice has a tumour in its mask"),
         ({"data.classes": {"any": ["glioma", "meningioma"], "none": ["no_tumor"]}}, "no_tumor", "no slice of class"),
         ({"training.batch_size": 1}, None, "leaves some of 2 workers without a slice"),
         ({"training.device": "cuda"}, None, "the cluster has no GPU"),
@@ -114,6 +118,9 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
 ) -> None:
     lacking = {"mask": {"mask_HW": None}, "label": {"label": None}}.get(without or "", {})
     rows = [replace(row, **lacking) for row in phantom_rows(cases=24, slices_per_case=2, size=32, seed=0)]
+    if without is not None and without.startswith("tumour"):
+        spared = "case-0001" if without == "tumour but in a case" else ""
+        rows = [row if row.group == spared else replace(row, mask_HW=0 * row.mask_HW) for row in rows]
     if without == "no_tumor":  # of one group: on one side of any cut
         rows = [replace(row, group="one", case_id="one") if row.label == "no_tumor" else row for row in rows]
     data = str(tmp_path / "data")
@@ -132,6 +139,16 @@ def test_more_workers_than_the_cluster_has_cores_are_refused(tiny_phantom: str, 
         with pytest.raises(ConfigError, match="workers: 3 need 3 CPUs, and the cluster has 2"):
             start(Experiment.load(None, RUN), tiny_phantom, str(tmp_path / "out"), workers=3, progress=quiet())
         assert not (tmp_path / "out").exists()
+
+
+def test_workers_that_do_not_see_the_output_end_with_one_line(tiny_phantom: str, tmp_path: Path) -> None:
+    """As on a node whose own disk is at that path: nobody has claimed it."""
+    experiment = Experiment.load(None, RUN)
+    spec = RunSpec.of(experiment, tiny_phantom, str(tmp_path / "elsewhere"), "1", 3)
+    mailbox = Mailbox()
+    with pytest.raises(ConfigError, match="1 of 1 workers do not see the driver's; --out must be storage that every"):
+        train_on_workers(spec, share_table(tiny_phantom, experiment.data), 1, mailbox, "run")
+    mailbox.remove()
 
 
 @pytest.mark.parametrize("masks_in", ["2", "4"])
