@@ -66,12 +66,14 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
         "data": {"url": data_url, "digest": table.digest},
     }
     prepare_out(out, about, resume=resume, record="study.json")
+    summary_url = storage.join(out, "summary.json")
     with OptunaFile(storage.join(out, "optuna.db")) as file:
         studies = _open_studies(space, file)
         left = sum(space.shares().values()) - _ended(studies)
-        if left <= 0 and storage.exists(storage.join(out, "summary.json")):
-            known: dict[str, Any] = storage.read_json(storage.join(out, "summary.json"))
+        if left <= 0 and storage.exists(summary_url):
+            known: dict[str, Any] = storage.read_json(summary_url)
             return known
+        storage.remove(summary_url)  # it is of fewer trials; if this start is stopped, the next one must not return it
         progress.expect(left)
         watch = Watch(progress, folds, file)
         searched = time.monotonic()
@@ -100,7 +102,7 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
         "data": about["data"],
         "versions": versions("optuna"),
     }
-    storage.write_json(storage.join(out, "summary.json"), summary)
+    storage.write_json(summary_url, summary)
     return summary
 
 

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tiny import TINY, quiet, wait_for, workers_of
 from braintum import storage
 from braintum.config import Experiment
 from braintum.data.ingest.phantom import ingest_phantom
+from braintum.data.schema import DataError
 from braintum.reporting.html import report
 from braintum.settings import ConfigError
 from braintum.tuning.space import SearchSpace
@@ -144,6 +146,11 @@ def test_a_resume_may_find_another_winner_but_not_answer_another_question(tiny_p
     with pytest.raises(ConfigError, match="data"):
         search(space(tmp_path, **changes), str(other), str(out), resume=True, progress=quiet())
     more = space(tmp_path, **changes, trials=4)
+    first_winner = out / "crossval" / "unet" / "summary.json"
+    with pytest.raises(KeyboardInterrupt), interrupted_when(lambda: not first_winner.exists()):
+        search(more, tiny_phantom, str(out), resume=True, progress=quiet())
+    with pytest.raises(DataError, match="not finished"):
+        report(str(out))
     second = search(more, tiny_phantom, str(out), resume=True, progress=quiet())
     assert sum(second["trials"].values()) == 4
     winner = second["best"]["unet"]
@@ -172,6 +179,20 @@ def test_a_winner_that_diverges_with_another_seed_does_not_end_the_study(tiny_ph
     assert list(summary["best"]) == ["joint_unet"]
     assert "trial 0 diverged with another seed: the loss became" in summary["failed"]["unet"]
     assert "Not ranked: unet, trial 0 diverged" in Path(report(str(out))).read_text()
+
+
+@contextlib.contextmanager
+def interrupted_when(happened: Callable[[], bool]) -> Iterator[None]:
+    """Interrupts the body (^C) as soon as that is so."""
+
+    def watch() -> None:
+        wait_for(happened)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        yield
+    watching.result()
 
 
 def command(folder: Path, data: str, out: Path) -> list[str]:
