@@ -44,7 +44,7 @@ class Resources(Part):
     gpus_per_worker: Literal["auto"] | float = Field("auto", description="auto: one where the cluster has GPUs")
     cpus_per_worker: Literal["auto"] | float = Field("auto", description="auto: one")
     trials_per_gpu: int = Field(1, ge=1, description="one-worker trials that share a GPU")
-    max_concurrent: Literal["auto"] | int = Field("auto", description="auto: as many as fit")
+    max_concurrent: Literal["auto"] | int = Field("auto", description="auto: as many as fit; more wait for room")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -57,9 +57,11 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
     refuse_at_once(data_url, out, resume=resume)
     views = views_of(space)
     connect()
+    slots = Slots.of(space.resources, space.experiment(space.architectures[0], {}).training.device)
+    if not slots.filled:
+        progress.say("no node has room for a trial yet: they wait until the cluster grows")
     tables = {name: share_table(data_url, data) for name, data in views.items()}
     table, folds = refuse_unusable(space, tables)
-    slots = Slots.of(space.resources, space.experiment(space.architectures[0], {}).training.device)
     about = {
         "space": space.settings(),
         "digest": space.digest,
@@ -94,7 +96,7 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
         "trials": counts(trials),
         "best": _crossvalidate(space, best, data_url, out, tables, slots, failed, progress),
         "failed": failed,
-        "busy_share": watch.busy / (seconds * slots.count) if watch.busy else None,
+        "busy_share": watch.busy / (seconds * max(1, slots.filled)) if watch.busy else None,
         "resources": space.resources.model_dump(mode="json"),
         "search_seconds": seconds,
         "start_seconds": list(watch.starts.values()),

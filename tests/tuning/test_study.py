@@ -60,10 +60,10 @@ def studies_of(out: Path) -> dict[str, optuna.Study]:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_study_ends_in_winners_that_were_cross_validated(tiny_phantom: str, tmp_path: Path) -> None:
-    """One parameter is of the data and of one architecture only: two views of the slices."""
+    """One parameter is of the data and of one architecture only: two views of the slices. Some trials wait for room."""
     out = tmp_path / "study"
     only_unet = {"data.image_size": {"choice": [32, 16], "when": {"model.name": "unet"}}}
-    searched = space(tmp_path, parameters={**SMALL["parameters"], **only_unet})
+    searched = space(tmp_path, parameters={**SMALL["parameters"], **only_unet}, resources={"max_concurrent": 4})
     summary = search(searched, tiny_phantom, str(out), progress=quiet())
     assert summary == storage.read_json(str(out / "summary.json"))
     assert summary["trials"]["complete"] + summary["trials"]["pruned"] == 6
