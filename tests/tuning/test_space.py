@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import optuna
 import pytest
 import yaml
@@ -172,12 +173,26 @@ def test_distributions_are_those_of_the_file(make: Make) -> None:
     }
 
 
-def test_a_base_that_is_a_file_is_written_down_with_its_settings(make: Make, tmp_path: Path) -> None:
-    base = tmp_path / "mine.yaml"
+def test_a_base_that_is_a_file_lies_beside_the_space(make: Make, tmp_path: Path) -> None:
+    """At a path and at a URL alike; the settings are written down, so that nothing later depends on the file."""
+    base = tmp_path / "mine" / "base.yaml"
+    base.parent.mkdir()
     base.write_text("optim: {name: adamw, lr: 0.003}")
-    written = SearchSpace.load(make(base=str(base))).settings()["base"]
+    file = make(base="mine/base.yaml")
+    space = SearchSpace.load(file)
+    fs = fsspec.filesystem("memory")
+    fs.pipe({"/spaces/space.yaml": file.read_bytes(), "/spaces/mine/base.yaml": base.read_bytes()})
+    remote = SearchSpace.load("memory://spaces/space.yaml")
+    absolute = SearchSpace.load(make(base=str(base)))
     base.unlink()
-    assert SearchSpace.load(make(base=written)).experiment("unet", {}).optim.lr == 0.003
+    written = SearchSpace.load(make(base=space.settings()["base"]))
+    for loaded in (space, remote, absolute, written):
+        assert loaded.experiment("unet", {}).optim.lr == 0.003
+        assert loaded.digest == space.digest
+    with pytest.raises(ConfigError, match=rf"space\.yaml: base: {tmp_path}/mine/base\.yaml: no such file"):
+        SearchSpace.load(make(base="mine/base.yaml"))
+    with pytest.raises(ConfigError, match=r"memory://spaces/none\.yaml: no such file"):
+        SearchSpace.load("memory://spaces/none.yaml")
 
 
 def test_the_first_trial_is_the_base_recipe(make: Make) -> None:
