@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -24,6 +24,7 @@ from braintum.tuning.parameter import Parameter, Scalar, holds
 if TYPE_CHECKING:
     import optuna
 
+_M = TypeVar("_M", bound=Iterable[str])
 ARCHITECTURE = "model.name"
 """The path under which a joint study asks Optuna for the architecture."""
 
@@ -88,6 +89,7 @@ class SearchSpace(Part):
     trials: int = Field(ge=1, description="in all, shared out equally among the architectures")
     resources: Resources = Resources()
     score: dict[str, float] = Field({"dice": 0.5, "macro_f1": 0.5}, min_length=1, description="metric: weight")
+    objectives: tuple[str, ...] = Field((), description="metrics whose Pareto front the study's summary names")
     sampler: Sampler = Sampler()
     scheduler: Scheduler = Field(default_factory=lambda: Scheduler.model_validate({}))
     parameters: dict[str, Parameter] = Field(min_length=1)
@@ -102,12 +104,18 @@ class SearchSpace(Part):
             raise ValueError("an architecture stands there twice")
         return names
 
-    @field_validator("score")
+    @field_validator("score", "objectives")
     @classmethod
-    def _metrics(cls, score: dict[str, float]) -> dict[str, float]:
-        for metric, weight in score.items():
+    def _known_metrics(cls, metrics: _M) -> _M:
+        for metric in metrics:
             if metric not in METRIC_TASK:
                 raise ValueError(f"{metric!r} is not known after every epoch; choose from {', '.join(METRIC_TASK)}")
+        return metrics
+
+    @field_validator("score")
+    @classmethod
+    def _weights(cls, score: dict[str, float]) -> dict[str, float]:
+        for metric, weight in score.items():
             if not 0 < weight < float("inf"):
                 raise ValueError(f"{metric}: {weight}: the weight must be above 0")
         return score
@@ -213,12 +221,17 @@ class SearchSpace(Part):
 
     def settings(self) -> dict[str, Any]:
         """All but `trials` and `resources`, as plain values."""
-        return self.model_dump(mode="json", by_alias=True, exclude={"trials", "resources"})
+        return self.model_dump(mode="json", by_alias=True, exclude=self._left_out)
+
+    @property
+    def _left_out(self) -> set[str]:
+        """What a study may be resumed with another one of, and a field that is as if it were not there."""
+        return {"trials", "resources", *(() if self.objectives else ("objectives",))}
 
     @property
     def digest(self) -> str:
         """16 hex digits of all that decides what a trial means: not of `trials` and `resources`."""
-        settings = self.model_dump(mode="json", exclude={"trials", "resources"})
+        settings = self.model_dump(mode="json", exclude=self._left_out)
         bases = [self.experiment(architecture, {}).to_dict() for architecture in self.architectures]
         return hashlib.sha256(json.dumps([settings, bases]).encode()).hexdigest()[:16]
 

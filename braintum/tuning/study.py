@@ -29,7 +29,7 @@ from braintum.training.fit import Diverged
 from braintum.training.progress import Progress
 from braintum.training.run import prepare_out, refuse_at_once, versions
 from braintum.training.worker import MAX_FAILURES, connect
-from braintum.tuning.outcome import best_of, counts, trials_and_history, winner
+from braintum.tuning.outcome import best_of, counts, pareto, trials_and_history, winner
 from braintum.tuning.searcher import OptunaSearcher, StudySchedulers, seed_of
 from braintum.tuning.slots import Slots
 from braintum.tuning.space import SearchSpace
@@ -96,6 +96,7 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
         "trials": counts(trials),
         "best": _crossvalidate(space, best, data_url, out, tables, slots, failed, progress),
         "failed": failed,
+        **({"pareto": pareto(space, trials, history)} if space.objectives else {}),
         "busy_share": watch.busy / (seconds * max(1, slots.filled)) if watch.busy else None,
         "resources": space.resources.model_dump(mode="json"),
         "search_seconds": seconds,

@@ -63,7 +63,10 @@ def test_study_ends_in_winners_that_were_cross_validated(tiny_phantom: str, tmp_
     """One parameter is of the data and of one architecture only: two views of the slices. Some trials wait for room."""
     out = tmp_path / "study"
     only_unet = {"data.image_size": {"choice": [32, 16], "when": {"model.name": "unet"}}}
-    searched = space(tmp_path, parameters={**SMALL["parameters"], **only_unet}, resources={"max_concurrent": 4})
+    waiting = {"resources": {"max_concurrent": 4}}
+    searched = space(
+        tmp_path, **waiting, parameters={**SMALL["parameters"], **only_unet}, objectives=["dice_all", "accuracy"]
+    )
     summary = search(searched, tiny_phantom, str(out), progress=quiet())
     assert summary == storage.read_json(str(out / "summary.json"))
     assert summary["trials"]["complete"] + summary["trials"]["pruned"] == 6
@@ -95,7 +98,12 @@ def test_study_ends_in_winners_that_were_cross_validated(tiny_phantom: str, tmp_
     assert {row["run"] for row in history} == {f"{trial['architecture']}-{trial['number']}" for trial in trials}
     assert all((row["selection_accuracy"] is not None) == (row["architecture"] == "joint_unet") for row in history)
     assert not list((out / "trials").rglob("state.pt")), "checkpoints of ended trials are gone"
-    assert Path(report(str(out))).exists()
+    assert list(summary["pareto"]) == ["joint_unet"], "a segmenter has one of the objectives"
+    trial = summary["pareto"]["joint_unet"][0]
+    ends = {row["fold"]: row for row in history if row["run"] == f"joint_unet-{trial['trial']}"}  # the last are kept
+    for metric in ("dice_all", "accuracy"):
+        assert trial[metric] == pytest.approx(sum(row[f"selection_{metric}"] for row in ends.values()) / 2)
+    assert f"dice_all {trial['dice_all']:.3f}, accuracy {trial['accuracy']:.3f}" in Path(report(str(out))).read_text()
 
 
 @pytest.mark.usefixtures("ray_cluster")
