@@ -145,7 +145,7 @@ def crossval(
 
 @app.command()
 def search(
-    space: Annotated[str, typer.Argument(help="A search space, such as search_spaces/quick.yaml.")],
+    space: Annotated[str, typer.Argument(help="A search space, such as search_spaces/quick.yaml, or its URL.")],
     data: DataUrl,
     out: OutUrl,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all; else what the space says.")] = None,

@@ -62,6 +62,8 @@ def print_study(summary: Mapping[str, Any]) -> None:
     _print(table)
     for name, reason in summary.get("failed", {}).items():
         print(f"not ranked: {name}, {reason}")
+    for name, front in summary.get("pareto", {}).items():
+        print(f"Pareto front of {name}: trials {', '.join(str(point['trial']) for point in front)}")
     states = ", ".join(f"{count} {state}" for state, count in summary["trials"].items())
     busy = summary["busy_share"]
     print(f"trials: {states}; {summary['seconds']:.0f} s" + ("" if busy is None else f", workers busy {busy:.0%}"))

@@ -194,20 +194,29 @@ def trials(results: Results, most: int = 8) -> Table | None:
         return None
     every = results.study.trials
     varied = sorted({path for trial in every for path in trial.params})
+    fronts = {name: {p["trial"]: p for p in front} for name, front in results.summary.get("pareto", {}).items()}
     rows: list[list[Cell]] = []
     for architecture in dict.fromkeys([*(entry.name for entry in results.entries), *(t.architecture for t in every)]):
         of_it = [trial for trial in every if trial.architecture == architecture]
-        for t in sorted(of_it, key=lambda t: (t.state != "complete", 1 if t.score is None else -t.score))[:most]:
+        ranked = sorted(of_it, key=lambda t: (t.state != "complete", 1 if t.score is None else -t.score))
+        front = fronts.get(architecture, {})
+        for t in [t for i, t in enumerate(ranked) if i < most or t.number in front]:
             about: list[Cell] = [architecture, str(t.number), t.state, t.score, t.folds_done, t.epochs]
+            if fronts:
+                metrics = (f"{m} {value:.3f}" for m, value in front.get(t.number, {}).items() if m != "trial")
+                about.append(", ".join(metrics) or None)
             rows.append(about + [_setting(t.params.get(path)) for path in varied])
     note = (
         "Selection scores choose a configuration; they are no results, and those of architectures with different "
         "tasks do not compare."
     )
+    if fronts:
+        note += " On the Pareto front of these selection metrics: no other is as good in all and better in one."
     if len(rows) < len(every):
         note += f" The best {most} of each architecture; all {len(every)} stand in trials.parquet."
-    return Table("trials", "Trials", ["architecture", "trial", "state", "selection score", "folds", "epochs", *varied],
-                 rows, note)  # fmt: skip
+    columns = ["architecture", "trial", "state", "selection score", "folds", "epochs"]
+    columns += ["Pareto front"] if fronts else []
+    return Table("trials", "Trials", columns + varied, rows, note)
 
 
 def _setting(value: Any) -> str | None:

@@ -14,7 +14,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -132,14 +132,17 @@ def gpus_for(device: str) -> int:
 
 
 def refuse_unplaceable(workers: int, device: str) -> None:
-    """Raises ConfigError for more workers than the cluster has GPUs, or cores, for: Ray would wait for ever.
-
-    A cluster that has none yet may be one that grows.
-    """
+    """Raises ConfigError for more workers than the cluster has GPUs, or cores, for: Ray would wait for ever."""
     kind = "GPU" if gpus_for(device) else "CPU"
     has = ray.cluster_resources().get(kind, 0)
-    if 0 < has < workers:
+    if has < workers and not may_grow([kind]):
         raise ConfigError(f"workers: {workers} need {workers} {kind}s, and the cluster has {has:g}; use fewer workers")
+
+
+def may_grow(kinds: Iterable[str]) -> bool:
+    """Whether the cluster has none yet of one of these kinds of resources: then it may be one that grows."""
+    has = ray.cluster_resources()
+    return not all(has.get(kind, 0) for kind in kinds)
 
 
 def cpus_per_worker(workers: int) -> int:

@@ -71,6 +71,33 @@ def trials_and_history(studies: dict[str, Study]) -> tuple[Records, Records]:
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
+def pareto(space: SearchSpace, trials: Records, history: Records) -> dict[str, Records]:
+    """The Pareto front of each architecture that has two or more of the space's objectives: `trial` and its metrics.
+
+    Of the trials that finished all folds, those that no other beats in one metric without being worse in another.
+    Metrics are selection metrics, means over folds, by the weights that each fold kept.
+    """
+    fronts = {}
+    for name in space.architectures:
+        of_it = [trial for trial in trials if trial["architecture"] == name and trial["state"] == "complete"]
+        points = []
+        for trial in of_it:
+            rows = [row for row in history if row["run"] == f"{name}-{trial['number']}"]
+            last = {row["fold"]: row["kept_epoch"] for row in rows}
+            kept = [row for row in rows if row["epoch_in_fold"] == last[row["fold"]]]
+            known = [metric for metric in space.objectives if all(f"selection_{metric}" in row for row in kept)]
+            means = {metric: sum(row[f"selection_{metric}"] for row in kept) / len(kept) for metric in known}
+            points.append({"trial": trial["number"], **means})
+        if points and len(points[0]) > 2:
+            fronts[name] = [point for point in points if not any(_beats(other, point) for other in points)]
+    return fronts
+
+
+def _beats(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    metrics = a.keys() - {"trial"}
+    return all(a[m] >= b[m] for m in metrics) and any(a[m] > b[m] for m in metrics)
+
+
 def counts(trials: Records) -> dict[str, int]:
     states = [trial["state"] for trial in trials]
     return {state: states.count(state) for state in _STATES.values()}

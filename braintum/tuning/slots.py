@@ -8,7 +8,7 @@ from typing import Self
 import ray
 
 from braintum.settings import ConfigError
-from braintum.training.worker import gpus_for
+from braintum.training.worker import gpus_for, may_grow
 from braintum.tuning.space import Resources
 
 
@@ -24,25 +24,38 @@ class Slots:
     def of(cls, resources: Resources, device: str) -> Self:
         """Resolves `auto` against the cluster as it is, for trials of that `training.device`.
 
-        Raises ConfigError if not even one trial fits.
+        A number in `max_concurrent` stands as it is: what has no room waits until other trials end or the cluster has
+        grown. Raises ConfigError if not even one trial fits, unless such a number was given and the cluster may grow.
         """
-        cluster = ray.cluster_resources()
         gpus = float(gpus_for(device)) if resources.gpus_per_worker == "auto" else resources.gpus_per_worker
         cpus = resources.cpus_per_worker
         per_worker = {"CPU": 1.0 if cpus == "auto" else cpus}
         if gpus:
             per_worker["GPU"] = gpus / resources.trials_per_gpu
-        fit = min(int(cluster.get(kind, 0) / need + 1e-6) for kind, need in per_worker.items() if need)
-        count = fit // resources.workers
-        if count == 0:
+        given = resources.max_concurrent
+        room = _room(per_worker) // resources.workers
+        if not room and (given == "auto" or not may_grow(per_worker)):
+            cluster = ray.cluster_resources()
             has = ", ".join(f"{cluster.get(kind, 0):g} {kind}" for kind in per_worker)
-            needs = ", ".join(f"{need * resources.workers:g} {kind}" for kind, need in per_worker.items())
-            raise ConfigError(f"resources: a trial needs {needs}; the cluster has {has}. Lower resources.workers")
-        if resources.max_concurrent != "auto":
-            count = min(count, resources.max_concurrent)
-        return cls(count, resources.workers, per_worker)
+            needs = ", ".join(f"{need:g} {kind}" for kind, need in per_worker.items())
+            raise ConfigError(
+                f"resources: a trial needs {resources.workers} × ({needs}), and the cluster's nodes have room for less "
+                f"({has} in all). Lower resources.workers, or on a cluster that grows set resources.max_concurrent"
+            )
+        return cls(room if given == "auto" else given, resources.workers, per_worker)
+
+    @property
+    def filled(self) -> int:
+        """How many of these trials the cluster has room for as it is now."""
+        return min(self.count, _room(self.per_worker) // self.workers)
 
     @property
     def threads(self) -> int:
         """CPU threads of one worker."""
         return max(1, int(self.per_worker["CPU"]))
+
+
+def _room(per_worker: dict[str, float]) -> int:
+    """How many workers the living nodes hold; a worker lies on one node."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(has.get(kind, 0) / need + 1e-6) for kind, need in per_worker.items()) for has in nodes)

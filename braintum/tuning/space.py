@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from braintum.config import Experiment, merge, read_settings, recipes
+from braintum.config import Experiment, merge, parse_settings, read_settings
 from braintum.models.registry import architectures
 from braintum.settings import ConfigError, NamedPart, Part, Where, one_line, parse_yaml
 from braintum.tuning.parameter import Parameter, Scalar, holds
@@ -23,6 +24,7 @@ from braintum.tuning.parameter import Parameter, Scalar, holds
 if TYPE_CHECKING:
     import optuna
 
+_M = TypeVar("_M", bound=Iterable[str])
 ARCHITECTURE = "model.name"
 """The path under which a joint study asks Optuna for the architecture."""
 
@@ -44,7 +46,7 @@ class Resources(Part):
     gpus_per_worker: Literal["auto"] | float = Field("auto", description="auto: one where the cluster has GPUs")
     cpus_per_worker: Literal["auto"] | float = Field("auto", description="auto: one")
     trials_per_gpu: int = Field(1, ge=1, description="one-worker trials that share a GPU")
-    max_concurrent: Literal["auto"] | int = Field("auto", description="auto: as many as fit")
+    max_concurrent: Literal["auto"] | int = Field("auto", description="auto: as many as fit; more wait for room")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -80,13 +82,14 @@ class SearchSpace(Part):
     architectures: tuple[str, ...] = Field(min_length=1)
     joint: bool = Field(False, description="one study of all architectures, instead of one each")
     base: str | dict[str, Any] | None = Field(
-        None, description="a recipe, a .yaml file, or settings themselves; None: the defaults"
+        None, description="a recipe, a .yaml file (from the space's folder) or URL, or settings; None: the defaults"
     )
     overrides: dict[str, Any] = Field({}, description="path: value, on top of the base")
     folds: int | None = Field(None, ge=2, description="None: all that the source has, else 5")
     trials: int = Field(ge=1, description="in all, shared out equally among the architectures")
     resources: Resources = Resources()
     score: dict[str, float] = Field({"dice": 0.5, "macro_f1": 0.5}, min_length=1, description="metric: weight")
+    objectives: tuple[str, ...] = Field((), description="metrics whose Pareto front the study's summary names")
     sampler: Sampler = Sampler()
     scheduler: Scheduler = Field(default_factory=lambda: Scheduler.model_validate({}))
     parameters: dict[str, Parameter] = Field(min_length=1)
@@ -101,12 +104,18 @@ class SearchSpace(Part):
             raise ValueError("an architecture stands there twice")
         return names
 
-    @field_validator("score")
+    @field_validator("score", "objectives")
     @classmethod
-    def _metrics(cls, score: dict[str, float]) -> dict[str, float]:
-        for metric, weight in score.items():
+    def _known_metrics(cls, metrics: _M) -> _M:
+        for metric in metrics:
             if metric not in METRIC_TASK:
                 raise ValueError(f"{metric!r} is not known after every epoch; choose from {', '.join(METRIC_TASK)}")
+        return metrics
+
+    @field_validator("score")
+    @classmethod
+    def _weights(cls, score: dict[str, float]) -> dict[str, float]:
+        for metric, weight in score.items():
             if not 0 < weight < float("inf"):
                 raise ValueError(f"{metric}: {weight}: the weight must be above 0")
         return score
@@ -120,20 +129,21 @@ class SearchSpace(Part):
         folds: int | None = None,
         overrides: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Reads and checks a space; `trials`, `folds` and single `overrides` replace what the file says.
+        """Reads and checks a space at a path or URL; `trials`, `folds` and single `overrides` replace what it says.
 
+        A `base` that is a file is looked for beside the space.
         Raises ConfigError: one line with the file, the field and what is allowed.
         """
         from braintum.tuning.space_check import check, refuse_without_effect
 
-        file = Path(path)
-        if not file.is_file():
-            raise ConfigError(
-                f"{path}: no such file; a search space is a .yaml file, such as the repository's in search_spaces/"
-            )
-        settings = parse_yaml(file.read_bytes(), str(path))
+        missing = f"{path}: no such file; a search space is a .yaml file, such as the repository's in search_spaces/"
+        settings = parse_yaml(_read(str(path), missing), str(path))
         if not isinstance(settings, dict):
             raise ConfigError(f"{path}: expected a search space: name, architectures, trials, parameters ...")
+        base = settings.get("base")
+        if isinstance(base, str) and base.endswith((".yaml", ".yml")):
+            place = _beside(str(path), base)
+            settings = {**settings, "base": parse_settings(_read(place, f"{path}: base: {place}: no such file"), place)}
         given = {field: value for field, value in (("trials", trials), ("folds", folds)) if value is not None}
         try:
             space = cls.model_validate_json(json.dumps({**settings, **given}))
@@ -212,16 +222,40 @@ class SearchSpace(Part):
         return {name: each + (i < rest) for i, name in enumerate(self.architectures)}
 
     def settings(self) -> dict[str, Any]:
-        """All but `trials` and `resources`, as plain values; with the settings of a base that is a file."""
-        settings = self.model_dump(mode="json", by_alias=True, exclude={"trials", "resources"})
-        return settings if self.base in (None, *recipes()) else {**settings, "base": self._base}
+        """All but `trials` and `resources`, as plain values."""
+        return self.model_dump(mode="json", by_alias=True, exclude=self._left_out)
+
+    @property
+    def _left_out(self) -> set[str]:
+        """What a study may be resumed with another one of, and a field that is as if it were not there."""
+        return {"trials", "resources", *(() if self.objectives else ("objectives",))}
 
     @property
     def digest(self) -> str:
         """16 hex digits of all that decides what a trial means: not of `trials` and `resources`."""
-        settings = self.model_dump(mode="json", exclude={"trials", "resources"})
+        settings = self.model_dump(mode="json", exclude=self._left_out)
         bases = [self.experiment(architecture, {}).to_dict() for architecture in self.architectures]
         return hashlib.sha256(json.dumps([settings, bases]).encode()).hexdigest()[:16]
+
+
+def _read(place: str, if_missing: str) -> bytes:
+    """The content of a file or URL. Raises ConfigError where there is none."""
+    try:
+        if "://" not in place:
+            return Path(place).read_bytes()
+        from braintum.storage import read_bytes
+
+        return read_bytes(place)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise ConfigError(if_missing) from None
+
+
+def _beside(place: str, name: str) -> str:
+    """`name` from the folder of the file or URL `place`; absolute paths and URLs stay what they are."""
+    if "://" in name or os.path.isabs(name):
+        return name
+    scheme, mark, path = place.rpartition("://")
+    return scheme + mark + os.path.normpath(os.path.join(os.path.dirname(path), name))
 
 
 def _siblings(where: Where) -> str:

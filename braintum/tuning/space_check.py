@@ -44,6 +44,12 @@ def check(space: SearchSpace) -> None:
             raise ConfigError(f"score: {', '.join(space.score)}: {name} has none of these metrics")
     if space.joint and len({tuple(known) for known in metrics.values()}) > 1:
         raise ConfigError("joint: scores of architectures with different tasks do not compare; set joint: false")
+    most = max(sum(METRIC_TASK[metric] in base.model.tasks for metric in space.objectives) for base in bases.values())
+    if space.objectives and (most < 2 or len(set(space.objectives)) < len(space.objectives)):
+        raise ConfigError(
+            f"objectives: {', '.join(space.objectives)}: a Pareto front is of two or more different metrics of an "
+            f"architecture; the architectures are {', '.join(space.architectures)}"
+        )
     fewest = min(base.training.epochs for base in bases.values()) * (space.folds or 1)
     if space.scheduler.name == "asha" and space.scheduler.option("grace_epochs") >= fewest:
         raise ConfigError(f"scheduler.grace_epochs: must be less than the epochs of a trial, {fewest}")

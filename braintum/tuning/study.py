@@ -29,7 +29,7 @@ from braintum.training.fit import Diverged
 from braintum.training.progress import Progress
 from braintum.training.run import prepare_out, refuse_at_once, versions
 from braintum.training.worker import MAX_FAILURES, connect
-from braintum.tuning.outcome import best_of, counts, trials_and_history, winner
+from braintum.tuning.outcome import best_of, counts, pareto, trials_and_history, winner
 from braintum.tuning.searcher import OptunaSearcher, StudySchedulers, seed_of
 from braintum.tuning.slots import Slots
 from braintum.tuning.space import SearchSpace
@@ -57,21 +57,25 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
     refuse_at_once(data_url, out, resume=resume)
     views = views_of(space)
     connect()
+    slots = Slots.of(space.resources, space.experiment(space.architectures[0], {}).training.device)
+    if not slots.filled:
+        progress.say("no node has room for a trial yet: they wait until the cluster grows")
     tables = {name: share_table(data_url, data) for name, data in views.items()}
     table, folds = refuse_unusable(space, tables)
-    slots = Slots.of(space.resources, space.experiment(space.architectures[0], {}).training.device)
     about = {
         "space": space.settings(),
         "digest": space.digest,
         "data": {"url": data_url, "digest": table.digest},
     }
     prepare_out(out, about, resume=resume, record="study.json")
+    summary_url = storage.join(out, "summary.json")
     with OptunaFile(storage.join(out, "optuna.db")) as file:
         studies = _open_studies(space, file)
         left = sum(space.shares().values()) - _ended(studies)
-        if left <= 0 and storage.exists(storage.join(out, "summary.json")):
-            known: dict[str, Any] = storage.read_json(storage.join(out, "summary.json"))
+        if left <= 0 and storage.exists(summary_url):
+            known: dict[str, Any] = storage.read_json(summary_url)
             return known
+        storage.remove(summary_url)  # it is of fewer trials; if this start is stopped, the next one must not return it
         progress.expect(left)
         watch = Watch(progress, folds, file)
         searched = time.monotonic()
@@ -92,7 +96,8 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
         "trials": counts(trials),
         "best": _crossvalidate(space, best, data_url, out, tables, slots, failed, progress),
         "failed": failed,
-        "busy_share": watch.busy / (seconds * slots.count) if watch.busy else None,
+        **({"pareto": pareto(space, trials, history)} if space.objectives else {}),
+        "busy_share": watch.busy / (seconds * max(1, slots.filled)) if watch.busy else None,
         "resources": space.resources.model_dump(mode="json"),
         "search_seconds": seconds,
         "start_seconds": list(watch.starts.values()),
@@ -100,7 +105,7 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
         "data": about["data"],
         "versions": versions("optuna"),
     }
-    storage.write_json(storage.join(out, "summary.json"), summary)
+    storage.write_json(summary_url, summary)
     return summary
 
 

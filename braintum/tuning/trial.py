@@ -86,7 +86,7 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
             selection = fit.score_rows(fold.held_out)
             fold_scores = [row["fold_score"] for row in rows if row["fold"] == names[index]]
             fold_scores.append(score(selection, spec.score))
-            kept = fold_scores[fit.best_epoch - 1] if fit.best_state is not None else fold_scores[-1]
+            kept = fold_scores[fit.kept_epoch - 1]
             finished = fit.finished and index + 1 == len(names)
             rows.append(
                 {
@@ -95,6 +95,7 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
                     "fold": names[index],
                     "fold_score": fold_scores[-1],
                     "epoch_in_fold": fit.epoch,
+                    "kept_epoch": fit.kept_epoch,  # in the fold, of the weights that would be kept now
                     "epoch": index * experiment.training.epochs + fit.epoch,
                     "folds_done": index + fit.finished,
                     "score": sum([*scores, kept]) / (len(scores) + 1),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import optuna
 import pytest
 import yaml
@@ -71,6 +72,31 @@ def test_base_overrides_and_values_in_this_order(make: Make) -> None:
     assert experiment == Experiment.load(
         "fast", {"model.name": "joint_unet", "model.width": 8, "training.epochs": 7, "optim.lr": 2e-3}
     )
+
+
+def test_a_space_with_all_that_there_is(tmp_path: Path) -> None:
+    file = tmp_path / "attention.yaml"
+    file.write_text("""
+name: attention
+architectures: [unet, joint_unet]
+base: papers/unet
+overrides: {training.epochs: 30, data.image_size: 128, model.width: 16}
+folds: 4
+trials: 24
+resources: {workers: 1, gpus_per_worker: auto, trials_per_gpu: 1, max_concurrent: auto}
+score: {dice: 0.5, macro_f1: 0.5}
+objectives: [dice, macro_f1]
+sampler: {name: tpe, seed: 0}
+scheduler: {name: asha, grace_epochs: 5, reduction: 3}
+parameters:
+  optim.lr: {log_uniform: [1.0e-5, 1.0e-2]}
+  model.attention: {choice: [none, gate, cbam, se]}
+  model.attention_width: {choice: [0.25, 0.5], when: {model.attention: [gate, cbam]}}
+  loss.classification_weight: {uniform: [0.1, 2.0], when: {tasks: both}}
+""")
+    space = SearchSpace.load(file)
+    assert space.objectives == ("dice", "macro_f1")
+    assert set(yaml.safe_load(file.read_text())) == set(SearchSpace.model_fields) - {"joint"}
 
 
 def test_trials_are_shared_out_and_replaced(make: Make) -> None:
@@ -186,12 +212,26 @@ def test_distributions_are_those_of_the_file(make: Make) -> None:
     }
 
 
-def test_a_base_that_is_a_file_is_written_down_with_its_settings(make: Make, tmp_path: Path) -> None:
-    base = tmp_path / "mine.yaml"
+def test_a_base_that_is_a_file_lies_beside_the_space(make: Make, tmp_path: Path) -> None:
+    """At a path and at a URL alike; the settings are written down, so that nothing later depends on the file."""
+    base = tmp_path / "mine" / "base.yaml"
+    base.parent.mkdir()
     base.write_text("optim: {name: adamw, lr: 0.003}")
-    written = SearchSpace.load(make(base=str(base))).settings()["base"]
+    file = make(base="mine/base.yaml")
+    space = SearchSpace.load(file)
+    fs = fsspec.filesystem("memory")
+    fs.pipe({"/spaces/space.yaml": file.read_bytes(), "/spaces/mine/base.yaml": base.read_bytes()})
+    remote = SearchSpace.load("memory://spaces/space.yaml")
+    absolute = SearchSpace.load(make(base=str(base)))
     base.unlink()
-    assert SearchSpace.load(make(base=written)).experiment("unet", {}).optim.lr == 0.003
+    written = SearchSpace.load(make(base=space.settings()["base"]))
+    for loaded in (space, remote, absolute, written):
+        assert loaded.experiment("unet", {}).optim.lr == 0.003
+        assert loaded.digest == space.digest
+    with pytest.raises(ConfigError, match=rf"space\.yaml: base: {tmp_path}/mine/base\.yaml: no such file"):
+        SearchSpace.load(make(base="mine/base.yaml"))
+    with pytest.raises(ConfigError, match=r"memory://spaces/none\.yaml: no such file"):
+        SearchSpace.load("memory://spaces/none.yaml")
 
 
 def test_the_first_trial_is_the_base_recipe(make: Make) -> None:
@@ -214,7 +254,13 @@ def test_the_first_trial_is_the_base_recipe(make: Make) -> None:
 def test_digest_is_of_what_a_trial_means(make: Make) -> None:
     digest = SearchSpace.load(make()).digest
     assert SearchSpace.load(make(trials=50, resources={"max_concurrent": 3})).digest == digest
-    for change in ({"folds": 3}, {"base": "papers/unet"}, {"sampler": {"seed": 1}}, {"overrides": {"model.width": 8}}):
+    for change in (
+        {"objectives": ["dice", "iou"]},
+        {"folds": 3},
+        {"base": "papers/unet"},
+        {"sampler": {"seed": 1}},
+        {"overrides": {"model.width": 8}},
+    ):
         assert SearchSpace.load(make(**change)).digest != digest
 
 
@@ -243,6 +289,9 @@ ALL = ["unet", "classifier", "joint_unet"]
         ({"score": {"loss": 1.0}}, "'loss' is not known after every epoch; choose from dice"),
         ({"score": {"dice": -1.0}}, "dice: -1.0: the weight must be above 0"),
         ({"score": {"macro_f1": 1.0}}, "score: macro_f1: unet has none of these metrics"),
+        ({"objectives": ["dice", "loss"]}, "objectives: ['dice', 'loss']: 'loss' is not known after every epoch"),
+        ({"objectives": ["dice", "dice"]}, "objectives: dice, dice: a Pareto front is of two or more different"),
+        ({"objectives": ["dice", "accuracy"], "architectures": ["unet"]}, "the architectures are unet"),
         ({"joint": True}, "scores of architectures with different tasks do not compare"),
         ({"sampler": {"name": "annealing"}}, "sampler.name: 'annealing'"),
         ({"scheduler": {"name": "none", "grace_epochs": 3}}, "grace_epochs has no effect with name=none"),

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tiny import TINY, quiet, wait_for, workers_of
 from braintum import storage
 from braintum.config import Experiment
 from braintum.data.ingest.phantom import ingest_phantom
+from braintum.data.schema import DataError
 from braintum.reporting.html import report
 from braintum.settings import ConfigError
 from braintum.tuning.space import SearchSpace
@@ -58,10 +60,13 @@ def studies_of(out: Path) -> dict[str, optuna.Study]:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_study_ends_in_winners_that_were_cross_validated(tiny_phantom: str, tmp_path: Path) -> None:
-    """One parameter is of the data and of one architecture only: two views of the slices."""
+    """One parameter is of the data and of one architecture only: two views of the slices. Some trials wait for room."""
     out = tmp_path / "study"
     only_unet = {"data.image_size": {"choice": [32, 16], "when": {"model.name": "unet"}}}
-    searched = space(tmp_path, parameters={**SMALL["parameters"], **only_unet})
+    waiting = {"resources": {"max_concurrent": 4}}
+    searched = space(
+        tmp_path, **waiting, parameters={**SMALL["parameters"], **only_unet}, objectives=["dice_all", "accuracy"]
+    )
     summary = search(searched, tiny_phantom, str(out), progress=quiet())
     assert summary == storage.read_json(str(out / "summary.json"))
     assert summary["trials"]["complete"] + summary["trials"]["pruned"] == 6
@@ -93,7 +98,12 @@ def test_study_ends_in_winners_that_were_cross_validated(tiny_phantom: str, tmp_
     assert {row["run"] for row in history} == {f"{trial['architecture']}-{trial['number']}" for trial in trials}
     assert all((row["selection_accuracy"] is not None) == (row["architecture"] == "joint_unet") for row in history)
     assert not list((out / "trials").rglob("state.pt")), "checkpoints of ended trials are gone"
-    assert Path(report(str(out))).exists()
+    assert list(summary["pareto"]) == ["joint_unet"], "a segmenter has one of the objectives"
+    trial = summary["pareto"]["joint_unet"][0]
+    ends = {row["fold"]: row for row in history if row["run"] == f"joint_unet-{trial['trial']}"}  # the last are kept
+    for metric in ("dice_all", "accuracy"):
+        assert trial[metric] == pytest.approx(sum(row[f"selection_{metric}"] for row in ends.values()) / 2)
+    assert f"dice_all {trial['dice_all']:.3f}, accuracy {trial['accuracy']:.3f}" in Path(report(str(out))).read_text()
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -144,6 +154,11 @@ def test_a_resume_may_find_another_winner_but_not_answer_another_question(tiny_p
     with pytest.raises(ConfigError, match="data"):
         search(space(tmp_path, **changes), str(other), str(out), resume=True, progress=quiet())
     more = space(tmp_path, **changes, trials=4)
+    first_winner = out / "crossval" / "unet" / "summary.json"
+    with pytest.raises(KeyboardInterrupt), interrupted_when(lambda: not first_winner.exists()):
+        search(more, tiny_phantom, str(out), resume=True, progress=quiet())
+    with pytest.raises(DataError, match="not finished"):
+        report(str(out))
     second = search(more, tiny_phantom, str(out), resume=True, progress=quiet())
     assert sum(second["trials"].values()) == 4
     winner = second["best"]["unet"]
@@ -172,6 +187,20 @@ def test_a_winner_that_diverges_with_another_seed_does_not_end_the_study(tiny_ph
     assert list(summary["best"]) == ["joint_unet"]
     assert "trial 0 diverged with another seed: the loss became" in summary["failed"]["unet"]
     assert "Not ranked: unet, trial 0 diverged" in Path(report(str(out))).read_text()
+
+
+@contextlib.contextmanager
+def interrupted_when(happened: Callable[[], bool]) -> Iterator[None]:
+    """Interrupts the body (^C) as soon as that is so."""
+
+    def watch() -> None:
+        wait_for(happened)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        yield
+    watching.result()
 
 
 def command(folder: Path, data: str, out: Path) -> list[str]:

@@ -1,0 +1,40 @@
+"""What a study makes of its trials' records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from braintum.tuning.outcome import Records, pareto
+from braintum.tuning.space import SearchSpace
+
+
+def test_the_pareto_front_is_of_the_epochs_that_were_kept(tmp_path: Path) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text(yaml.safe_dump({
+        "name": "s", "architectures": ["unet", "joint_unet"], "base": "fast", "trials": 8,
+        "objectives": ["dice", "accuracy"], "parameters": {"optim.lr": {"log_uniform": [1e-3, 1e-1]}},
+    }))  # fmt: skip
+    states = ["complete", "complete", "complete", "pruned", "complete"]
+    scores = [(0.5, 0.6), (0.6, 0.5), (0.5, 0.5), (0.9, 0.9), (0.6, 0.5)]  # dice, accuracy
+    trials: Records = []
+    history: Records = []
+    for number, (state, (dice, accuracy)) in enumerate(zip(states, scores, strict=True)):
+        for name, metrics in (
+            ("unet", {"selection_dice": dice}),
+            ("joint_unet", {"selection_dice": dice, "selection_accuracy": accuracy}),
+        ):
+            trials.append({"architecture": name, "number": number, "state": state})
+            for fold, gain in (("1", 0.1), ("2", -0.1)):
+                kept = {metric: value + gain for metric, value in metrics.items()}
+                row = {"run": f"{name}-{number}", "fold": fold}
+                history += [
+                    {**row, "epoch_in_fold": 1, "kept_epoch": 1, **dict.fromkeys(metrics, 0.0)},
+                    {**row, "epoch_in_fold": 2, "kept_epoch": 2, **kept},
+                    {**row, "epoch_in_fold": 3, "kept_epoch": 2, **dict.fromkeys(metrics, 1.0)},
+                ]
+    fronts = pareto(SearchSpace.load(file), trials, history)
+    assert list(fronts) == ["joint_unet"]
+    found = [(point["trial"], round(point["dice"], 6), round(point["accuracy"], 6)) for point in fronts["joint_unet"]]
+    assert found == [(0, 0.5, 0.6), (1, 0.6, 0.5), (4, 0.6, 0.5)]
