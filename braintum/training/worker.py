@@ -86,6 +86,8 @@ def connect() -> None:
             if address != "auto":
                 raise ConfigError(f"RAY_ADDRESS: {address}: no cluster answers there") from error
         except ValueError as error:
+            if address == "auto":
+                raise
             raise ConfigError(f"RAY_ADDRESS: {address!r}: {error}; give HOST:6379, auto or local") from error
     start_local()
 

@@ -287,6 +287,16 @@ def test_what_is_no_result_is_refused(tmp_path: Path, crossval: Path) -> None:
     (unfinished / "summary.json").unlink()
     with pytest.raises(DataError, match="not finished"):
         report(str(unfinished))
+    shutil.copy(crossval / "summary.json", unfinished)
+    about = storage.read_json(str(crossval / "experiment.json"))
+    for model, says in (({"name": "/../../x"}, "'/../../x' is no architecture"), ({}, "experiment.model.name is not")):
+        storage.write_json(str(unfinished / "experiment.json"), {**about, "experiment": {"model": model}})
+        with pytest.raises(DataError, match=says):
+            report(str(unfinished))
+    storage.write_json(str(unfinished / "experiment.json"), about)
+    storage.write_table(str(unfinished / "predictions.parquet"), pa.table({"dice": [0.5]}))
+    with pytest.raises(DataError, match=r"predictions\.parquet: no column 'fold'"):
+        report(str(unfinished))
     assert not (unfinished / "report").exists()
 
 
