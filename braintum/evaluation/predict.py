@@ -215,14 +215,20 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _forward(
     model: nn.Module, image_BCHW: Tensor, autocast_dtype: torch.dtype | None, mirrors: Sequence[tuple[int, ...]]
 ) -> Output:
-    """The mean logits over the mirrored slices, masks flipped back (as nnU-Net does by default)."""
+    """The mean logits over the mirrored slices, masks flipped back (as nnU-Net does by default).
+
+    Raises FloatingPointError for logits that are NaN or infinite: a mask of them would be an empty one.
+    """
     with torch.autocast(image_BCHW.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
         outputs: list[Output] = [model(image_BCHW.flip(axes) if axes else image_BCHW) for axes in mirrors]
     masks = [
         o.mask_logits_BKHW.flip(a) for o, a in zip(outputs, mirrors, strict=True) if o.mask_logits_BKHW is not None
     ]
     classes = [o.class_logits_BN for o in outputs if o.class_logits_BN is not None]
-    return Output(torch.stack(masks).mean(0) if masks else None, torch.stack(classes).mean(0) if classes else None)
+    mask_logits_BKHW, class_logits_BN = (torch.stack(logits).mean(0) if logits else None for logits in (masks, classes))
+    if not all(logits.isfinite().all() for logits in (mask_logits_BKHW, class_logits_BN) if logits is not None):
+        raise FloatingPointError("the network's outputs are NaN or infinite")
+    return Output(mask_logits_BKHW, class_logits_BN)
 
 
 def _native_masks(output: Output, height: int, width: int) -> NDArray[np.bool_] | None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,12 +33,14 @@ from braintum.training.device import autocast_dtype, memory_format, pick_device
 from braintum.training.optim import LearningRate, build_optimizer
 from braintum.training.resized import Resized
 
+T = TypeVar("T")
+
 SCORE = {"dice": 0.5, "macro_f1": 0.5}
 """Weights of the validation score: Dice on tumour slices and macro F1, of the tasks that the model has."""
 
 
 class Diverged(ArithmeticError):
-    """The loss or the weights became NaN or infinite; the message names the epoch, and the step of a loss."""
+    """Loss, weights or outputs became NaN or infinite; the message names the epoch, and the step of a loss."""
 
 
 def score(metrics: dict[str, float], weights: dict[str, float]) -> float:
@@ -134,11 +136,25 @@ class Fit:
         """
         share = rows[self.rank :: self.world_size]
         model = self._at_size_of(self.epoch, self._average or self.model)
-        scores = slice_scores(model, self.table, share, device=self.device, autocast_dtype=self.autocast_dtype)
+        shares = self.gathered_outputs(
+            lambda: slice_scores(model, self.table, share, device=self.device, autocast_dtype=self.autocast_dtype)
+        )
+        scores = shares[0]
         if self.world_size > 1:
-            filled = [s for s in gathered(scores, self.world_size) if s]  # a worker without rows has no scores
+            filled = [s for s in shares if s]  # a worker without rows has no scores
             scores = {name: np.concatenate([s[name] for s in filled]) for name in filled[0]}
         return selection_metrics(scores, self.table.classes)
+
+    def gathered_outputs(self, predict: Callable[[], T]) -> list[T]:
+        """What every worker predicts, by rank, on all of them. Raises Diverged on all for what one could not."""
+        try:
+            mine = predict()
+        except FloatingPointError:
+            mine = None
+        shares = gathered(mine, self.world_size)
+        if any(share is None for share in shares):
+            raise Diverged(f"the network's outputs became NaN or infinite by epoch {self.epoch}: lower optim.lr")
+        return shares
 
     @property
     def kept_epoch(self) -> int:

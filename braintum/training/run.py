@@ -134,21 +134,23 @@ def train_epochs(spec: RunSpec, fit: Fit) -> Iterator[dict[str, float]]:
 def finish_run(spec: RunSpec, fit: Fit, rows: Split) -> dict[str, Any] | None:
     """Scores the held-out fold, once, by the kept weights, and writes what the run leaves.
 
-    Returns the run's summary on rank 0.
+    Returns the run's summary on rank 0. Raises Diverged before anything is written.
     """
     table, experiment = fit.table, fit.experiment
     fit.model.load_state_dict(fit.kept_weights())
     share = rows.held_out[fit.rank :: fit.world_size]
-    predictions = prediction_table(
-        fit.model,
-        experiment,
-        table,
-        share,
-        fold=spec.fold,
-        device=fit.device,
-        autocast_dtype=fit.autocast_dtype,
+    shares = fit.gathered_outputs(
+        lambda: prediction_table(
+            fit.model,
+            experiment,
+            table,
+            share,
+            fold=spec.fold,
+            device=fit.device,
+            autocast_dtype=fit.autocast_dtype,
+        )
     )
-    predictions = pa.concat_tables(gathered(predictions, fit.world_size))
+    predictions = pa.concat_tables(shares)
     if fit.rank != 0:
         return None
     save_model(

@@ -20,7 +20,7 @@ from braintum import storage
 from braintum.config import Experiment
 from braintum.data.table import SliceTable, load_table
 from braintum.settings import ConfigError
-from braintum.training.fit import Fit
+from braintum.training.fit import Diverged, Fit
 from braintum.training.run import RunSpec, about_run, prepare_out, refuse_unseen, run, train_epochs
 
 EXPERIMENT = Experiment.load(None, {"model.name": "joint_unet", **TINY, "training.epochs": 3})
@@ -51,6 +51,23 @@ def test_a_resumed_run_keeps_the_threads_that_it_began_with(
     assert used == [1, 1]
     digests = {hashlib.sha256((tmp_path / n / "model.safetensors").read_bytes()).digest() for n in ("whole", "stopped")}
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("name", ["unet", "joint_unet", "classifier"])
+def test_outputs_that_are_no_numbers_are_no_result(
+    tiny_phantom: str, table: SliceTable, tmp_path: Path, name: str
+) -> None:
+    """One step of finite loss to finite weights, too large to compute with."""
+    settings = {
+        "model.name": name, **TINY, "optim.name": "sgd", "optim.lr": 10.0, "loss.segmentation_weight": 1e30,
+        "loss.classification_weight": 1e30, "schedule.name": "constant", "training.batch_size": 64,
+        "training.epochs": 1, "training.weights": "last", "training.early_stopping": None,
+    }  # fmt: skip
+    spec = RunSpec.of(Experiment.load(None, settings), tiny_phantom, str(tmp_path / "run"), "1", 3)
+    with pytest.raises(Diverged, match=r"outputs became NaN or infinite by epoch 1: lower optim\.lr"):
+        list(run(spec, table))
+    assert not (tmp_path / "run" / "predictions.parquet").exists()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_a_worker_that_does_not_see_the_drivers_directory_says_so(
