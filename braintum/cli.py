@@ -213,12 +213,17 @@ def demo(
     space: Annotated[str, typer.Option(help="Search space to run.")] = "search_spaces/smoke.yaml",
 ) -> None:
     """The whole path on data it draws itself: ingest, search, cross-validate, report."""
+    run_demo(out, space)
+
+
+def run_demo(out: str, space: str, **phantom: Any) -> None:
+    """`braintum demo` on a phantom of other options, which are those of `ingest phantom`."""
     from braintum.tuning.space import SearchSpace
 
     if Path(out).exists():
         raise ConfigError(f"{out} exists; choose another --out")
     SearchSpace.load(space)
-    ingest_phantom(f"{out}/phantom")
+    ingest_phantom(f"{out}/phantom", **phantom)
     search(space, f"{out}/phantom", f"{out}/study")
     report(f"{out}/study")
 

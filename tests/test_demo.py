@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from tiny import TINY
 
+from braintum import storage
+from braintum.cli import run_demo
 from braintum.data.folds import split
 from braintum.data.table import SliceTable, load_table
 from braintum.training.fit import Fit
 from braintum.tuning.space import SearchSpace
 
-SMOKE = SearchSpace.load(Path(__file__).parents[1] / "search_spaces" / "smoke.yaml")
+SPACE = Path(__file__).parents[1] / "search_spaces" / "smoke.yaml"
+SMOKE = SearchSpace.load(SPACE)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_demo_ends_in_a_report_of_every_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its own space, with networks, slices and trials as few and small as they come."""
+    small = yaml.safe_load(SPACE.read_text())
+    small["overrides"] |= {**TINY, "training.epochs": 1}
+    space, out = tmp_path / "space.yaml", tmp_path / "demo"
+    space.write_text(yaml.safe_dump({**small, "trials": len(SMOKE.architectures), "scheduler": {"name": "none"}}))
+    run_demo(str(out), str(space), cases=16, slices_per_case=2, size=32)
+    summary = storage.read_json(str(out / "study" / "summary.json"))
+    assert summary["trials"] == {"complete": len(SMOKE.architectures), "pruned": 0, "failed": 0}
+    assert summary["best"].keys() == set(SMOKE.architectures)
+    assert summary["failed"] == {}
+    report = out / "study" / "report"
+    rows = {row["architecture"]: row for row in csv.DictReader((report / "tables" / "leaderboard.csv").open())}
+    assert rows.keys() == summary["best"].keys()
+    for name, best in summary["best"].items():
+        for metric, found in best["crossval"].items():
+            if f"{metric}_mean" in rows[name]:
+                assert float(rows[name][f"{metric}_mean"]) == found["mean"]
+    assert "</html>" in (report / "report.html").read_text()
+    shown = capsys.readouterr().out
+    assert "slices 32" in " ".join(shown.split())
+    assert all(name in shown for name in [*SMOKE.architectures, f"report: {report}/report.html"])
 
 
 @pytest.fixture(scope="module")
