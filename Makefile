@@ -1,7 +1,7 @@
 # make demo    install into .venv, then the whole path on data it makes itself (out/demo)
 # make test    install, then lint, types, import contracts and tests
 # make check   all of that but the tests, in seconds
-.PHONY: venv demo test test-slow check
+.PHONY: venv demo test test-ray test-rest test-slow check
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,8 +27,15 @@ check: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Tests with a Ray wait much: the others run beside them. One core each, so that none slows the other by spinning.
 test: check
-	$(BIN)/pytest -m 'not slow' --durations=15
+	$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) test-ray test-rest
+
+test-ray: venv
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'ray and not slow' --durations=10
+
+test-rest: venv
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not ray and not slow' --durations=5
 
 test-slow: check
 	$(BIN)/pytest -m slow

@@ -54,13 +54,13 @@ def crossval(
     whole = RunSpec.of(experiment, data_url, out, None, folds)
     refuse_at_once(whole.data_url, whole.out, resume=resume)
     connect()
+    refuse_unplaceable(workers, experiment.training.device)  # before reading makes a resting cluster grow
     table_ref = table_ref or share_table(whole.data_url, experiment.data)
     table: SliceTable = ray.get(table_ref)
     names = list(held_out_folds(table, folds, seed=0))
     specs = [RunSpec.of(experiment, data_url, storage.join(whole.out, f"fold-{name}"), name, folds) for name in names]
     for spec in specs:
         refuse_unusable(spec, table, workers)
-    refuse_unplaceable(workers, experiment.training.device)
     prepare_out(whole.out, about_run(whole, table.digest), resume=resume)
     if not storage.exists(storage.join(whole.out, "summary.json")):
         _train_folds(specs, table_ref, table.digest, workers, at_once or len(specs), progress)

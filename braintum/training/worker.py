@@ -209,10 +209,10 @@ def train(
     spec = RunSpec.of(experiment, data_url, out, fold, folds)
     refuse_at_once(spec.data_url, spec.out, resume=resume)
     connect()
+    refuse_unplaceable(workers, experiment.training.device)  # before reading makes a resting cluster grow
     table_ref = share_table(spec.data_url, experiment.data)
     table: SliceTable = ray.get(table_ref)
     refuse_unusable(spec, table, workers)
-    refuse_unplaceable(workers, experiment.training.device)
     prepare_out(spec.out, about_run(spec, table.digest), resume=resume)
     summary_url = storage.join(spec.out, "summary.json")
     if not storage.exists(summary_url):

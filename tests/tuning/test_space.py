@@ -295,7 +295,7 @@ ALL = ["unet", "classifier", "joint_unet"]
         ({"joint": True}, "scores of architectures with different tasks do not compare"),
         ({"sampler": {"name": "annealing"}}, "sampler.name: 'annealing'"),
         ({"scheduler": {"name": "none", "grace_epochs": 3}}, "grace_epochs has no effect with name=none"),
-        ({"scheduler": {"grace_epochs": 72}}, "must be less than the epochs of a trial, 72"),
+        ({"scheduler": {"grace_epochs": 12}, "overrides": {"training.epochs": 6}}, "the epochs of a trial, 12"),
         ({"parameters": {}}, "parameters"),
         ({"parameters": {"optim.lrr": LR}}, "parameters.optim.lrr: no such field of unet; did you mean optim.lr"),
         ({"parameters": {"zzz.q": LR}}, "no such field of unet; parts: data, model"),
