@@ -24,11 +24,11 @@ from record import record
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from braintum.config import Augment, Data
 from braintum.data.batches import Batches
 from braintum.data.ingest.phantom import phantom_rows
 from braintum.data.shards import write_dataset
 from braintum.data.table import SliceTable, load_table
+from braintum.parts import Augment, Data
 
 BATCH_SIZE = 16
 EPOCHS = 3

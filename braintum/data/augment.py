@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from braintum.config import Augment
+from braintum.parts import Augment
 
 NUM_DRAWS = 8
 _ORDER, _AUGMENT = 0, 1  # which stream of a (seed, epoch)

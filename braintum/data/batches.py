@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from braintum.config import Augment
 from braintum.data.augment import augment_batch, augment_draws, shuffled
 from braintum.data.schema import DataError
 from braintum.data.table import SliceTable
+from braintum.parts import Augment
 
 RESIDENT_SHARE = 0.5
 """Share of a GPU's free memory that a table may take to be kept there."""

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from braintum.config import Data
 from braintum.data.schema import Card, DataError, Shard
 from braintum.data.shards import read_card
 from braintum.data.table import Slices, SliceTable, assemble, class_index, decode_shard
+from braintum.parts import Data
 
 if TYPE_CHECKING:
     from ray import ObjectRef

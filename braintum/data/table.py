@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from braintum.config import Data
 from braintum.data.images import pack_mask, resize_image, resize_mask, unpack_mask
 from braintum.data.schema import TUMOUR, Card, DataError, Shard, refuse_names
 from braintum.data.shards import read_card, read_shard
+from braintum.parts import Data
 
 
 @dataclass(frozen=True, eq=False)

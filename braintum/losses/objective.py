@@ -11,10 +11,10 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from braintum.config import Loss
 from braintum.losses import segmentation
 from braintum.losses.classification import cross_entropy_sum
 from braintum.models.output import Output
+from braintum.parts import Loss
 
 _SEGMENTATION = {
     "bce_dice": segmentation.bce_dice,

@@ -82,10 +82,10 @@ def _train_folds(
     progress.expect(len(specs))
     for spec in specs:
         name = f"{experiment.model.name}-fold-{spec.fold}"
-        done = storage.exists(storage.join(spec.out, "summary.json"))
-        state, costs = "complete" if done else "waiting", experiment.training.epoch_costs
-        progress.update(name, what=experiment.model.name, state=state, epoch_costs=costs)
-        if not done:
+        progress.update(name, what=experiment.model.name, epoch_costs=experiment.training.epoch_costs)
+        if storage.exists(storage.join(spec.out, "summary.json")):
+            _show_complete(progress, name, spec)
+        else:
             if not storage.exists(storage.join(spec.out, "experiment.json")):
                 storage.remove(spec.out)  # stopped before anything was written
             prepare_out(spec.out, about_run(spec, digest), resume=True)
@@ -95,23 +95,28 @@ def _train_folds(
         if workers > 1:
             for name, spec in todo.items():
                 train_on_workers(spec, table_ref, workers, mailbox, name)
-                progress.update(name, state="complete")
+                _show_complete(progress, name, spec)
             return
         gpus, cpus = gpus_for(experiment.training.device), cpus_per_worker(min(at_once, len(specs)))
         task = _run_fold.options(num_gpus=gpus, num_cpus=1 if gpus else cpus)
-        running: dict[ray.ObjectRef[None], str] = {}
+        running: dict[ray.ObjectRef[None], tuple[str, RunSpec]] = {}
         try:
             while todo or running:
                 while todo and len(running) < at_once:
                     name = next(iter(todo))
-                    running[task.remote(todo.pop(name), table_ref, mailbox, name, cpus)] = name
-                ready, _ = ray.wait(list(running), num_returns=1)
-                name = running.pop(ready[0])
-                ray.get(ready[0])
-                progress.update(name, state="complete")
+                    spec = todo.pop(name)
+                    running[task.remote(spec, table_ref, mailbox, name, cpus)] = name, spec
+                (ready,), _ = ray.wait(list(running), num_returns=1)
+                ray.get(ready)
+                _show_complete(progress, *running.pop(ready))
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
+
+
+def _show_complete(progress: Progress, name: str, spec: RunSpec) -> None:
+    summary = storage.read_json(storage.join(spec.out, "summary.json"))
+    progress.update(name, state="complete", epoch=summary["epochs"])
 
 
 @ray.remote(max_retries=MAX_FAILURES)

@@ -7,7 +7,7 @@ import platform
 
 import torch
 
-from braintum.config import Training
+from braintum.parts import Training
 from braintum.settings import ConfigError
 
 

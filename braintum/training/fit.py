@@ -139,10 +139,8 @@ class Fit:
         shares = self.gathered_outputs(
             lambda: slice_scores(model, self.table, share, device=self.device, autocast_dtype=self.autocast_dtype)
         )
-        scores = shares[0]
-        if self.world_size > 1:
-            filled = [s for s in shares if s]  # a worker without rows has no scores
-            scores = {name: np.concatenate([s[name] for s in filled]) for name in filled[0]}
+        filled = [scores for scores in shares if scores]  # a worker without rows has none
+        scores = {name: np.concatenate([s[name] for s in filled]) for name in filled[0]}
         return selection_metrics(scores, self.table.classes)
 
     def gathered_outputs(self, predict: Callable[[], T]) -> list[T]:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from braintum.config import Optim, Schedule
+from braintum.parts import Optim, Schedule
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], optim: Optim) -> Optimizer:

@@ -8,9 +8,9 @@ from typing import Any
 
 import ray
 
-from braintum.config import Data
 from braintum.data.folds import held_out_folds, split
 from braintum.data.table import SliceTable
+from braintum.parts import Data
 from braintum.settings import ConfigError
 from braintum.training.fit import refuse_without_targets, usable_rows
 from braintum.tuning.space import SearchSpace

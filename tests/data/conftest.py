@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from example_rows import SIZE
 
-from braintum.config import Data
 from braintum.data.ingest.phantom import ingest_phantom
 from braintum.data.schema import Card, Row
 from braintum.data.shards import write_dataset
 from braintum.data.table import SliceTable, load_table
+from braintum.parts import Data
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from braintum.config import Augment
 from braintum.data.augment import NUM_DRAWS, augment_batch, augment_draws
+from braintum.parts import Augment
 
 OFF = {"flip_horizontal": 0, "flip_vertical": 0, "rotate": 0, "scale": 0, "shift": 0, "brightness": 0, "contrast": 0}
 HEIGHT, WIDTH = 24, 36

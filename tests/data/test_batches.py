@@ -5,9 +5,9 @@ import pytest
 import torch
 from example_rows import SIZE, make_row
 
-from braintum.config import Augment
 from braintum.data.batches import Batch, Batches, ordered_batches
 from braintum.data.schema import DataError
+from braintum.parts import Augment
 
 
 def slices_of(table, batches) -> list[int]:

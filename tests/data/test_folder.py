@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from braintum.config import Data
 from braintum.data.folds import held_out_folds
 from braintum.data.ingest.folder import ingest_folder
 from braintum.data.schema import DataError
 from braintum.data.table import load_table, read_images, read_masks
+from braintum.parts import Data
 
 SIZE = 24
 GREY = np.arange(SIZE * SIZE, dtype=np.uint8).reshape(SIZE, SIZE)

@@ -7,11 +7,11 @@ import pytest
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from braintum.config import Data
 from braintum.data.folds import held_out_folds
 from braintum.data.ingest.phantom import CLASSES, ingest_phantom
 from braintum.data.schema import DataError
 from braintum.data.table import SliceTable, load_table
+from braintum.parts import Data
 
 
 def test_what_a_phantom_holds(phantom) -> None:

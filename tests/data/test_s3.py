@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 from example_rows import make_row
 
-from braintum.config import Data
 from braintum.data.schema import DataError
 from braintum.data.shards import read_card, write_dataset
 from braintum.data.table import load_table
+from braintum.parts import Data
 
 pytestmark = pytest.mark.s3
 ABOUT = {"name": "set", "provenance": "a test", "licence": None}

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from example_rows import SIZE, make_row
 
-from braintum.config import Data
 from braintum.data.schema import DataError
 from braintum.data.shards import read_card, read_shard
 from braintum.data.table import load_table
+from braintum.parts import Data
 
 
 def test_what_was_written_is_read(write) -> None:

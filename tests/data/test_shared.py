@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from example_rows import make_row
 
-from braintum.config import Data
 from braintum.data.batches import Batches, ordered_batches
 from braintum.data.schema import DataError
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable, load_table
+from braintum.parts import Data
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

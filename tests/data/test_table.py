@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from example_rows import SIZE, make_row
 
-from braintum.config import Data
 from braintum.data.images import resize_image, resize_mask
 from braintum.data.schema import DataError
 from braintum.data.table import load_table, read_images, read_masks
+from braintum.parts import Data
 
 ROWS = [
     make_row("g", "glioma"),

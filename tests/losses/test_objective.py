@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from braintum.config import Experiment, Loss
+from braintum.config import Experiment
 from braintum.losses.objective import Objective, Terms
 from braintum.models.output import Output
+from braintum.parts import Loss
 
 NUM_CLASSES = 3
 

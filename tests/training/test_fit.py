@@ -16,9 +16,10 @@ import torch.multiprocessing as mp
 from ports import free_ports
 from tiny import TINY
 
-from braintum.config import Data, Experiment
+from braintum.config import Experiment
 from braintum.data.folds import split
 from braintum.data.table import SliceTable, load_table
+from braintum.parts import Data
 from braintum.training.checkpoint import CheckpointError, load_model, load_state, save_model, save_state
 from braintum.training.fit import Diverged, Fit
 

@@ -13,9 +13,10 @@ import torch
 from tiny import TINY
 from torch import Tensor
 
-from braintum.config import Data, Experiment
+from braintum.config import Experiment
 from braintum.data.folds import split, validation_split
 from braintum.data.table import SliceTable, load_table
+from braintum.parts import Data
 from braintum.training.device import autocast_dtype
 from braintum.training.fit import Fit
 

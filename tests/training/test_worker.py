@@ -180,7 +180,9 @@ def test_cross_validation_and_its_resume(tiny_phantom: str, tmp_path: Path) -> N
     times = {fold: (out / f"fold-{fold}" / "state.pt").stat().st_mtime_ns for fold in "123"}
     (out / "summary.json").unlink()
     (out / "fold-2" / "summary.json").unlink()
-    again = crossval(experiment, tiny_phantom, str(out), folds=3, resume=True, progress=quiet())
+    progress = quiet()
+    again = crossval(experiment, tiny_phantom, str(out), folds=3, resume=True, progress=progress)
+    assert {row.epoch for row in progress.rows.values()} == {experiment.training.epochs}, "what was done is shown so"
     assert again["metrics"] == summary["metrics"]
     assert before == {fold: digest(out / f"fold-{fold}") for fold in "123"}
     assert times == {fold: (out / f"fold-{fold}" / "state.pt").stat().st_mtime_ns for fold in "123"}

@@ -1,0 +1,180 @@
+"""The parts of an Experiment: what of the data, loss, optimiser, schedule, augmentation and training can be set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from braintum.settings import NamedPart, Part
+
+Classes = dict[str, tuple[str, ...]] | None
+
+
+def _classes_as_map(value: Any) -> Any:
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return {name: (name,) for name in value}
+    if isinstance(value, Mapping):  # JSON and YAML have lists only
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    return value
+
+
+class Data(Part):
+    """What of the dataset is seen, and how."""
+
+    image_size: int = Field(256, ge=16, le=2048, description="height and width that slices are resized to, pixels")
+    classes: Annotated[Classes, BeforeValidator(_classes_as_map, json_schema_input_type=Classes | list[str])] = Field(
+        None,
+        description="selects and merges labels: {class: [labels]}; slices of other labels are left out. "
+        "A list [a, b] is short for {a: [a], b: [b]}. None: the card's classes",
+    )
+    validation: float = Field(
+        0.2, gt=0, lt=1, description="share of the training part that choices inside a run may see, cut by group"
+    )
+
+    @model_validator(mode="after")
+    def _labels_once(self) -> Self:
+        labels = [label for members in (self.classes or {}).values() for label in members]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"classes: label {twice[0]!r} is in two classes")
+        if self.classes is not None and len(self.classes) < 2:
+            raise ValueError("classes: a classifier needs two or more classes")
+        return self
+
+
+class Loss(Part):
+    """Loss = segmentation_weight × segmentation + classification_weight × cross-entropy.
+
+    `bce_dice`: binary cross-entropy + 1 − soft Dice per mask channel (the U-Net paper, eq. 1 and 2).
+    `dice_ce`: softmax cross-entropy over background and masks + 1 − soft Dice averaged over background and masks
+    (the BrainTumNet paper, eq. 4 to 6). `dice`: 1 − soft Dice alone. Dice is per slice.
+    """
+
+    segmentation: Literal["bce_dice", "dice_ce", "dice"] = "bce_dice"
+    segmentation_weight: float = Field(1.0, ge=0)
+    classification_weight: float = Field(1.0, ge=0)
+    class_weights: Literal["none", "balanced"] = Field("none", description="balanced: inverse class frequency")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class Optim(NamedPart):
+    """The optimiser. `clip_norm`: global gradient norm, None for no clipping."""
+
+    OPTIONS: ClassVar[dict[str, dict[str, Any]]] = {
+        "adam": {"beta1": 0.9, "beta2": 0.999},
+        "adamw": {"beta1": 0.9, "beta2": 0.999},
+        "sgd": {"momentum": 0.9, "nesterov": True},
+    }
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(1e-4, gt=0, le=10)
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float | None = Field(None, gt=0)
+    beta1: float | None = Field(None, ge=0, lt=1)
+    beta2: float | None = Field(None, ge=0, lt=1)
+    momentum: float | None = Field(None, ge=0, lt=1)
+    nesterov: bool | None = None
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.name == "sgd" and self.option("nesterov") and not self.option("momentum"):
+            raise ValueError("nesterov needs a momentum above 0; set it to false, or optim.momentum to 0.9")
+        return self
+
+
+class Schedule(NamedPart):
+    """The learning rate over time; `optim.lr` is its peak.
+
+    `plateau` is multiplied by `factor` when more than `patience` epochs in a row had no better validation score (per
+    epoch); `cosine` rises linearly for `warmup_epochs` and falls to `final_fraction` of the peak, `one_cycle` rises by
+    a cosine over `warmup_fraction` of the steps and falls to zero (both per step); `constant`.
+    """
+
+    OPTIONS: ClassVar[dict[str, dict[str, Any]]] = {
+        "plateau": {"factor": 0.5, "patience": 7},
+        "cosine": {"warmup_epochs": 0.0, "final_fraction": 0.0},
+        "one_cycle": {"warmup_fraction": 0.25},
+        "constant": {},
+    }
+    name: Literal["plateau", "cosine", "one_cycle", "constant"] = "plateau"
+    factor: float | None = Field(None, gt=0, lt=1)
+    patience: int | None = Field(None, ge=0)
+    warmup_epochs: float | None = Field(None, ge=0)
+    final_fraction: float | None = Field(None, ge=0, le=1)
+    warmup_fraction: float | None = Field(None, gt=0, lt=1)
+
+
+class Augment(Part):
+    """Random changes of a training slice; all zero switches augmentation off.
+
+    Defaults are the U-Net paper's (section II-B: flips, ±15°, mild affine jitter, brightness and contrast);
+    the paper gives no amounts for the last three, so they are mild ones chosen here.
+    """
+
+    flip_horizontal: float = Field(0.5, ge=0, le=1, description="probability")
+    flip_vertical: float = Field(0.5, ge=0, le=1, description="probability")
+    rotate: float = Field(15.0, ge=0, le=180, description="degrees, uniform in ±")
+    scale: float = Field(0.1, ge=0, lt=1, description="zoom, uniform in 1 ±")
+    shift: float = Field(0.05, ge=0, lt=1, description="share of the side, uniform in ±, each axis")
+    brightness: float = Field(0.1, ge=0, le=1, description="added to intensities in [0, 1], uniform in ±")
+    contrast: float = Field(0.1, ge=0, lt=1, description="factor around the slice's mean, uniform in 1 ±")
+    test_time: bool = Field(False, description="average final predictions over the flips that are trained with")
+
+    @model_validator(mode="after")
+    def _has_flips(self) -> Self:
+        if self.test_time and not (self.flip_horizontal or self.flip_vertical):
+            raise ValueError("test_time has no effect without flips. Leave it out")
+        return self
+
+    @property
+    def mirrors(self) -> list[tuple[int, ...]]:
+        """The axes of [B, C, H, W] by which a slice is flipped for each of the predictions that are averaged."""
+        axes = [
+            axis for axis, share in ((2, self.flip_vertical), (3, self.flip_horizontal)) if self.test_time and share
+        ]
+        return [chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count)]
+
+
+class Training(Part):
+    """How long, on what, and which weights are kept.
+
+    `weights`: `best` keeps the epoch with the best validation score; `last` the final ones; `average` an exponential
+    moving average of all steps with `average_decay`. Only `best`, `early_stopping` and the plateau schedule
+    look at a validation part; without any of them all training slices are trained on.
+    """
+
+    epochs: int = Field(100, ge=1)
+    half_size: float = Field(
+        0.0, ge=0, lt=1, description="share of the epochs, from the first, on slices of half the side: faster epochs"
+    )
+    batch_size: int = Field(16, ge=1, description="global: shared out among the workers")
+    early_stopping: int | None = Field(15, ge=1, description="epochs without a better validation score; None: off")
+    weights: Literal["best", "last", "average"] = "best"
+    average_decay: float | None = Field(None, gt=0, lt=1, description="per step; 0.99 when weights is average")
+    seed: int = Field(0, ge=0, lt=2**32)  # fit multiplies it, into 63 bits
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 autocast where the device gains from it"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _average(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            if value.get("weights") == "average" and value.get("average_decay") is None:
+                return {**value, "average_decay": 0.99}
+            if value.get("weights", "best") != "average" and value.get("average_decay") is not None:
+                raise ValueError("average_decay has no effect with weights other than average. Leave it out")
+        return value
+
+    @property
+    def half_size_epochs(self) -> int:
+        """The last epoch is always of full size: it is what the weights are used at."""
+        return min(round(self.half_size * self.epochs), self.epochs - 1)
+
+    @property
+    def epoch_costs(self) -> list[float]:
+        """What each epoch costs, about, relative to the others: as its pixels."""
+        return [0.25] * self.half_size_epochs + [1.0] * (self.epochs - self.half_size_epochs)
