@@ -53,7 +53,7 @@ def crossval(
     """
     whole = RunSpec.of(experiment, data_url, out, None, folds)
     refuse_at_once(whole.data_url, whole.out, resume=resume)
-    connect()
+    connect(progress)
     refuse_unplaceable(workers, experiment.training.device)  # before reading makes a resting cluster grow
     table_ref = table_ref or share_table(whole.data_url, experiment.data)
     table: SliceTable = ray.get(table_ref)

@@ -24,6 +24,7 @@ import pyarrow.fs
 import ray
 import ray.train
 import torch
+from ray._private.services import find_bootstrap_address
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
@@ -68,8 +69,11 @@ class TrainingFailed(RuntimeError):
     """Workers failed for a reason of their own more often than is retried."""
 
 
-def connect() -> None:
-    """Joins the cluster that RAY_ADDRESS or `ray start` gives, or starts one on this machine. Raises ConfigError."""
+def connect(progress: Progress) -> None:
+    """Joins the cluster that RAY_ADDRESS or `ray start` gives, or starts one on this machine. Raises ConfigError.
+
+    Ray's own "auto" would also join a Ray that another process has started for itself, and that ends with it.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
@@ -77,10 +81,15 @@ def connect() -> None:
     address = os.environ.get("RAY_ADDRESS", "auto")
     if address.startswith(("http://", "https://")):
         raise ConfigError(f"RAY_ADDRESS: {address}: is for `ray job`; unset it, or give HOST:6379, auto or local")
-    if address != "local":
+    if address != "local" and (address != "auto" or find_bootstrap_address(None) is not None):
         inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # its runtime_env is set by `ray job submit`
         try:
-            ray.init(address=address, runtime_env=None if inside_job else {"env_vars": ENVIRONMENT}, **_QUIET)
+            ray.init(  # None: what `ray start` wrote down, with its token
+                address=None if address == "auto" else address,
+                runtime_env=None if inside_job else {"env_vars": ENVIRONMENT},
+                **_QUIET,
+            )
+            progress.say(f"on the Ray cluster at {ray.get_runtime_context().gcs_address}")
             return
         except ConnectionError as error:
             if address != "auto":
@@ -208,7 +217,7 @@ def train(
         raise ConfigError(f"folds: {folds} has no effect without a fold to hold out; name one with --fold")
     spec = RunSpec.of(experiment, data_url, out, fold, folds)
     refuse_at_once(spec.data_url, spec.out, resume=resume)
-    connect()
+    connect(progress)
     refuse_unplaceable(workers, experiment.training.device)  # before reading makes a resting cluster grow
     table_ref = share_table(spec.data_url, experiment.data)
     table: SliceTable = ray.get(table_ref)

@@ -56,7 +56,7 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     refuse_at_once(data_url, out, resume=resume)
     views = views_of(space)
-    connect()
+    connect(progress)
     slots = Slots.of(space.resources, space.experiment(space.architectures[0], {}).training.device)
     if not slots.filled:
         progress.say("no node has room for a trial yet: they wait until the cluster grows")

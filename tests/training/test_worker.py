@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from tiny import TINY, quiet, wait_for, workers_of
 
@@ -186,6 +187,18 @@ def test_cross_validation_and_its_resume(tiny_phantom: str, tmp_path: Path) -> N
     assert again["metrics"] == summary["metrics"]
     assert before == {fold: digest(out / f"fold-{fold}") for fold in "123"}
     assert times == {fold: (out / f"fold-{fold}" / "state.pt").stat().st_mtime_ns for fold in "123"}
+
+
+def test_what_another_process_started_for_itself_is_not_joined(tmp_path: Path) -> None:
+    """A Ray of its own ends with its process, and would take its guests along."""
+    program = "from tiny import quiet; from braintum.training.worker import connect; import ray; connect(quiet()); "
+    program += "print(ray.get_runtime_context().gcs_address)"
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(tmp_path)}  # without what `ray start` wrote down
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] != ray.get_runtime_context().gcs_address
 
 
 def test_interrupted_run_exits_130_and_resumes(tiny_phantom: str, tmp_path: Path) -> None:
