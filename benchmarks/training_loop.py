@@ -79,6 +79,7 @@ class HandWritten:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=experiment.optim.lr, weight_decay=experiment.optim.weight_decay, fused=True
         )
+        self.weights = experiment.loss.segmentation_weight, experiment.loss.classification_weight
         self.autocast = fit.autocast_dtype
         if self.autocast is not None:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -91,11 +92,9 @@ class HandWritten:
         probability = logits.sigmoid()
         both, all_ = (probability * mask).sum(dim=(2, 3)), probability.sum(dim=(2, 3)) + mask.sum(dim=(2, 3))
         dice = 1 - (2 * both + 1) / (all_ + 1)
-        return (
-            F.binary_cross_entropy_with_logits(logits, mask)
-            + dice.mean()
-            + F.cross_entropy(output.class_logits_BN.float(), label)
-        )
+        segmentation = F.binary_cross_entropy_with_logits(logits, mask) + dice.mean()
+        classification = F.cross_entropy(output.class_logits_BN.float(), label)
+        return self.weights[0] * segmentation + self.weights[1] * classification
 
     def epoch(self) -> None:
         total = torch.zeros(())

@@ -32,8 +32,18 @@ ingest = typer.Typer(help="Writes a dataset: Parquet shards and a card.")
 app.add_typer(ingest, name="ingest")
 
 
-def _outlives_a_job(out: str) -> str:
+def _given(parameter: typer.CallbackParam, value: str | None) -> str | None:
+    """Refuses what a shell makes of a variable that is not set; as a path it would be the current folder."""
+    if value is not None and not value.strip():
+        raise ConfigError(
+            f"{parameter.opts[0]}: is empty, as of a variable that is not set; give a file, folder or URL"
+        )
+    return value
+
+
+def _outlives_a_job(parameter: typer.CallbackParam, out: str) -> str:
     """A Ray job's relative paths lie in its own copy of its working directory, which Ray deletes."""
+    _given(parameter, out)
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in out and not os.path.isabs(out):
         raise ConfigError(
             f"--out {out}: is in the job's copy of its working directory, deleted later; give an absolute path or a URL"
@@ -41,7 +51,7 @@ def _outlives_a_job(out: str) -> str:
     return out
 
 
-DataUrl = Annotated[str, typer.Option("--data", help="Dataset: a folder or URL that `ingest` wrote.")]
+DataUrl = Annotated[str, typer.Option("--data", callback=_given, help="Dataset: a folder or URL that `ingest` wrote.")]
 NewUrl = Annotated[
     str, typer.Option("--out", callback=_outlives_a_job, help="Folder or URL to write; must not exist yet.")
 ]
@@ -51,7 +61,10 @@ OutUrl = Annotated[
         "--out", callback=_outlives_a_job, help="Folder or URL to write; must not exist yet, but with --resume."
     ),
 ]
-Config = Annotated[str | None, typer.Option("--config", help="A .yaml file or URL, or a recipe, such as papers/unet.")]
+Config = Annotated[
+    str | None,
+    typer.Option("--config", callback=_given, help="A .yaml file or URL, or a recipe, such as papers/unet."),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, such as optim.lr=3e-4; repeatable.")]
 Folds = Annotated[int | None, typer.Option(min=2, help="Number of folds; the source's own, else 5.")]
 Workers = Annotated[int, typer.Option(min=1, help="Worker processes of a training.")]
@@ -64,7 +77,9 @@ RESUMABLE = ("train", "crossval", "search")
 
 @ingest.command("folder")
 def ingest_folder(
-    path: Annotated[str, typer.Argument(help="Folder with manifest.csv and the images that it names.")],
+    path: Annotated[
+        str, typer.Argument(callback=_given, help="Folder with manifest.csv and the images that it names.")
+    ],
     out: NewUrl,
     name: Annotated[str | None, typer.Option(help="Name of the dataset; else the folder's.")] = None,
     size: Annotated[int | None, typer.Option(min=16, help="Height and width to store, pixels.")] = None,
@@ -145,7 +160,10 @@ def crossval(
 
 @app.command()
 def search(
-    space: Annotated[str, typer.Argument(help="A search space, such as search_spaces/quick.yaml, or its URL.")],
+    space: Annotated[
+        str,
+        typer.Argument(callback=_given, help="A search space: a .yaml file, its URL, or one of braintum's, as quick."),
+    ],
     data: DataUrl,
     out: OutUrl,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all; else what the space says.")] = None,
@@ -169,8 +187,10 @@ def search(
 
 @app.command()
 def report(
-    directory: Annotated[str, typer.Argument(help="Folder of a study, a cross-validation or a run.")],
-    out: Annotated[str | None, typer.Option(help="Folder to write; else `report` inside the directory.")] = None,
+    directory: Annotated[str, typer.Argument(callback=_given, help="Folder of a study, a cross-validation or a run.")],
+    out: Annotated[
+        str | None, typer.Option(callback=_given, help="Folder to write; else `report` inside the directory.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Writes tables, figures and report.html from the result files of a directory."""
@@ -209,23 +229,33 @@ def schema() -> None:
 
 @app.command()
 def demo(
-    out: Annotated[str, typer.Option(help="Folder to write; must not exist yet.")] = "out/demo",
-    space: Annotated[str, typer.Option(help="Search space to run.")] = "search_spaces/smoke.yaml",
+    out: NewUrl = "out/demo",
+    space: Annotated[str, typer.Option(callback=_given, help="Search space to run.")] = "search_spaces/smoke.yaml",
+    as_json: Json = False,
 ) -> None:
     """The whole path on data it draws itself: ingest, search, cross-validate, report."""
-    run_demo(out, space)
+    run_demo(out, space, as_json)
 
 
-def run_demo(out: str, space: str, **phantom: Any) -> None:
-    """`braintum demo` on a phantom of other options, which are those of `ingest phantom`."""
+def run_demo(out: str, space: str, as_json: bool = False, **phantom: Any) -> None:
+    """`braintum demo` on a phantom of other options, which are those of `ingest phantom`.
+
+    Its JSON holds what the commands' would: {"data": card, "study": summary, "report": page}.
+    """
+    from braintum import storage
     from braintum.tuning.space import SearchSpace
 
     if Path(out).exists():
         raise ConfigError(f"{out} exists; choose another --out")
     SearchSpace.load(space)
-    ingest_phantom(f"{out}/phantom", **phantom)
-    search(space, f"{out}/phantom", f"{out}/study")
-    report(f"{out}/study")
+    data, study = f"{out}/phantom", f"{out}/study"
+    with _stdout_for(as_json):
+        ingest_phantom(data, **phantom)
+        search(space, data, study)
+        report(study)
+    if as_json:
+        card, summary = storage.read_json(f"{data}/card.json"), storage.read_json(f"{study}/summary.json")
+        print(json.dumps({"data": card, "study": summary, "report": f"{study}/report/report.html"}, indent=2))
 
 
 def _experiment(config: str | None, settings: list[str] | None) -> Experiment:
@@ -261,7 +291,8 @@ def _stdout_for(as_json: bool) -> Iterator[None]:
     stdout = os.dup(1)
     os.dup2(2, 1)
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # a sys.stdout that is not the process's, too
+            yield
     finally:
         sys.stdout.flush()
         os.dup2(stdout, 1)

@@ -106,7 +106,7 @@ class Experiment(Part):
             return cls.model_validate_json(json.dumps(settings))
         except ValidationError as error:
             raise ConfigError(f"{source}: {one_line(error, _near)}") from None
-        except TypeError as error:  # YAML knows values that no setting has, such as dates
+        except (TypeError, ValueError) as error:  # YAML knows values that no setting has: bytes, a list in itself
             raise ConfigError(f"{source}: {error}") from None
 
     @classmethod
@@ -136,6 +136,8 @@ def read_settings(name: str | Path | None) -> dict[str, Any]:
     path = Path(name)
     recipe = resources.files("braintum") / "configs" / f"{name}.yaml"
     if path.suffix in (".yaml", ".yml"):
+        if path.is_dir():
+            raise ConfigError(f"{name}: a folder; give a .yaml file in it")
         if not path.is_file():
             raise ConfigError(f"{name}: no such file")
         return parse_settings(path.read_bytes(), str(name))

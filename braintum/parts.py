@@ -10,13 +10,16 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from braintum.settings import NamedPart, Part
 
-Classes = dict[str, tuple[str, ...]] | None
+Classes = dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] | None
 
 
 def _classes_as_map(value: Any) -> Any:
     if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
         return {name: (name,) for name in value}
     if isinstance(value, Mapping):  # JSON and YAML have lists only
+        for name, labels in value.items():
+            if isinstance(labels, list | tuple) and not labels:
+                raise ValueError(f"class {name!r} has no labels; list them, or leave it out")
         return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
     return value
 

@@ -7,11 +7,13 @@ a search space is checked in milliseconds on any machine.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 Where = tuple[int | str, ...]
 """The path to a field, as pydantic gives it."""
@@ -24,7 +26,8 @@ class ConfigError(ValueError):
 class _Yaml(yaml.SafeLoader):
     """YAML 1.1 reads `1e-4` as a string (it wants a dot); people write it in every recipe, so here it is a float.
 
-    A key that stands twice in one mapping is refused: PyYAML would take the last in silence.
+    Dates stay the strings they are written as: no setting is one. A key that stands twice in one mapping is refused:
+    PyYAML would take the last in silence.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -40,6 +43,10 @@ class _Yaml(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Yaml.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if tag != "tag:yaml.org,2002:timestamp"]
+    for first, forms in _Yaml.yaml_implicit_resolvers.items()
+}
 _Yaml.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
@@ -54,8 +61,12 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
         raise ConfigError(f"{source}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    except yaml.MarkedYAMLError as error:
+        mark, problem = error.problem_mark, (error.problem or "").replace("'<stream end>'", "the end")
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError(f"{source}: not valid YAML: {where}{problem}") from None
+    except (yaml.YAMLError, ValueError) as error:  # a control character, or a tag (`!!float x`) that does not fit
+        raise ConfigError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None
 
 
 class Part(BaseModel):
@@ -102,19 +113,57 @@ class NamedPart(Part):
         return {**options, **given}
 
 
+_MEMBER = re.compile(r"str|int|float|bool|(literal|dict|tuple)\[.*")
+"""What pydantic adds to the place of an error for each member of a union."""
+
+
 def one_line(error: ValidationError, near: Callable[[Where], str]) -> str:
     """A pydantic error as `field: value: what is allowed`, joined by semicolons.
 
     `near`: from the place of an unknown field to what the message says of the fields that there are.
     """
-    lines = []
-    for item in error.errors():
-        where = ".".join(str(x) for x in item["loc"])
-        message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-        value = item.get("input")
-        if item["type"] == "extra_forbidden":
-            message = "no such field" + near(item["loc"])
-        elif not isinstance(value, Mapping | BaseModel) and item["type"] != "missing":
+    items = [item for item in error.errors() if not _follows(item)]
+    unions = _unions([item["loc"] for item in items])
+    lines: dict[Any, str] = {}
+    for item in items:
+        place, value, message = item["loc"], item.get("input"), _message(item, near)
+        union = next((place[:i] for i in range(len(place)) if place[:i] in unions), None)
+        if union is not None and union in lines:  # what another member would take
+            if len(place) == len(union) + 1:
+                lines[union] += f" or {message.removeprefix('Input should be ')}"
+            continue
+        if not isinstance(value, Mapping | BaseModel) and item["type"] not in ("extra_forbidden", "missing"):
             message = f"{value!r}: {message}"
-        lines.append(f"{where}: {message}" if where else message)
-    return "; ".join(dict.fromkeys(lines))
+        where = ".".join(map(str, place if union is None else union))
+        line = f"{where}: {message}" if where else message
+        lines[line if union is None else union] = line
+    return "; ".join(lines.values())
+
+
+def _message(item: ErrorDetails, near: Callable[[Where], str]) -> str:
+    limits = item.get("ctx", {})
+    match item["type"]:
+        case "extra_forbidden":
+            return "no such field" + near(item["loc"])
+        case "missing":
+            return "missing"
+        case "too_short":
+            return f"expected {limits['min_length']} or more, found {limits['actual_length'] or 'none'}"
+        case "too_long":
+            return f"expected {limits['max_length']}, found {limits['actual_length']}"
+    return item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+
+
+def _follows(item: ErrorDetails) -> bool:
+    """Whether entries are too few only because those that are there cannot be used, which is said of each."""
+    return item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]
+
+
+def _unions(places: list[Where]) -> set[Where]:
+    """Where an error is of a union: that is, of several of its members."""
+    members: dict[Where, set[str]] = defaultdict(set)
+    for place in places:
+        for i, part in enumerate(place):
+            if isinstance(part, str) and _MEMBER.fullmatch(part):
+                members[place[:i]].add(part)
+    return {place for place, found in members.items() if len(found) > 1}

@@ -76,6 +76,19 @@ def test_a_setting_without_effect(
         (["train", "--data", "x", "--out", "y", "--wrokers", "2"], "No such option"),
         (["train", "--data", "x", "--out", "y", "--workers", "0"], "--workers"),
         (["train", "--data", "x", "--out", "y", "--config", "nothing"], "recipes: fast, papers/braintumnet"),
+        (
+            ["train", "--data", "", "--out", "y"],
+            "--data: is empty, as of a variable that is not set; give a file, folder",
+        ),
+        (["crossval", "--data", "x", "--out", " "], "--out: is empty"),
+        (["crossval", "--data", "x", "--out", "y", "--config", ""], "--config: is empty"),
+        (["search", "search_spaces/quick.yaml", "--data", "x", "--out", "", "--resume"], "--out: is empty"),
+        (["search", "", "--data", "x", "--out", "y"], "space: is empty"),
+        (["ingest", "phantom", "--out", ""], "--out: is empty"),
+        (["ingest", "folder", "", "--out", "y"], "path: is empty"),
+        (["report", ""], "directory: is empty"),
+        (["report", "x", "--out", ""], "--out: is empty"),
+        (["demo", "--out", ""], "--out: is empty"),
         (["search", "nothing.yaml", "--data", "x", "--out", "y"], "nothing.yaml: no such file"),
         (["search", "search_spaces/quick.yaml", "--data", "x", "--out", "y", "--trials", "2"], "too few for 4"),
     ],
@@ -160,7 +173,7 @@ def test_a_demo_whose_space_is_not_there(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    refused(capfd, ["demo"], "search_spaces/smoke.yaml: no such file")
+    refused(capfd, ["demo", "--space", "nothing.yaml"], "nothing.yaml: no such file")
     assert list(tmp_path.iterdir()) == []
 
 

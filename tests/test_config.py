@@ -88,8 +88,16 @@ def test_digest_is_that_of_the_resolved_settings(tmp_path) -> None:
         ("data.classes={a: x, b: y}", "data.classes.a: 'x': Input should be a valid"),
         ("data.classes=[1, 2]", "data.classes: [1, 2]: Input should be"),
         ("data.classes=[[glioma], [meningioma]]", "data.classes: [['glioma'], ['meningioma']]: Input should be"),
-        ("optim.lr=2026-01-31", "date"),
-        ("optim.lr=2026-13-31", "not valid YAML: month"),
+        (
+            "data.classes={g: [glioma], m: [meningioma], ghost: []}",
+            "data.classes: class 'ghost' has no labels; list them",
+        ),
+        ("optim.lr=2026-01-31", "optim.lr: '2026-01-31': Input should be a valid number"),
+        ("optim.lr=!!float x", "--set optim.lr=!!float x: not valid YAML: could not convert string to float: 'x'"),
+        ("optim.lr=!!binary eA==", "bytes"),
+        ("optim.lr=&a [*a]", "Circular"),
+        ("optim.lr=[1", "--set optim.lr=[1: not valid YAML: line 1, column 3: expected ',' or ']', but got the end"),
+        ("optim.lr=\0", "not valid YAML: unacceptable character #x0000: special characters are not allowed"),
         ("optim.lr=null", "optim.lr: None: Input should be a valid number"),
         ("optim.name=[adam]", "optim.name: ['adam']: Input should be 'adam', 'adamw' or 'sgd'"),
         ("training.seed=4294967296", "training.seed: 4294967296: Input should be less than 4294967296"),
@@ -119,7 +127,10 @@ def test_cosine_warmup_must_end() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (b"optim: [", "not valid YAML"),
+        (
+            b"optim:\n  lr: [",
+            r"bad.yaml: not valid YAML: line 2, column 8: expected the node content, but found the end$",
+        ),
         (b"- 1", "expected settings"),
         (b"optim: {lr: 1}\nloss: {}\noptim: {}", "bad.yaml: line 3: optim: stands there twice, first in line 1"),
         (b"optim:\n  lr: 1\n  lr: 2", "line 3: lr: stands there twice, first in line 2; remove one"),
@@ -157,6 +168,12 @@ def test_an_option_that_is_null_is_not_given() -> None:
 def test_a_recipe_that_is_not_there(name: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Experiment.load(name)
+
+
+def test_a_folder_is_no_file(tmp_path) -> None:
+    (tmp_path / "dd.yaml").mkdir()
+    with pytest.raises(ConfigError, match=r"dd\.yaml: a folder; give a \.yaml file in it"):
+        Experiment.load(tmp_path / "dd.yaml")
 
 
 def test_numbers_are_read_as_people_write_them() -> None:
@@ -247,6 +264,7 @@ def test_schema_accepts_what_experiment_accepts() -> None:
         {"model": {"name": "vgg"}},
         {"model": {"hidden": 8}},
         {"data": {"classes": [1, 2]}},
+        {"data": {"classes": {"glioma": ["glioma"], "meningioma": ["meningioma"], "ghost": []}}},
         {"optim": {"lr": None}},
     ]
     for settings in good:

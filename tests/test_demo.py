@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,15 @@ SMOKE = SearchSpace.load(SPACE)
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_demo_ends_in_a_report_of_every_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_ends_in_a_report_of_every_architecture(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Its own space, with networks, slices and trials as few and small as they come."""
     small = yaml.safe_load(SPACE.read_text())
     small["overrides"] |= {**TINY, "training.epochs": 1}
     space, out = tmp_path / "space.yaml", tmp_path / "demo"
     space.write_text(yaml.safe_dump({**small, "trials": len(SMOKE.architectures), "scheduler": {"name": "none"}}))
-    run_demo(str(out), str(space), cases=16, slices_per_case=2, size=32)
+    capfd.readouterr()
+    run_demo(str(out), str(space), as_json=True, cases=16, slices_per_case=2, size=32)
+    printed = capfd.readouterr()
     summary = storage.read_json(str(out / "study" / "summary.json"))
     assert summary["trials"] == {"complete": len(SMOKE.architectures), "pruned": 0, "failed": 0}
     assert summary["best"].keys() == set(SMOKE.architectures)
@@ -42,9 +45,11 @@ def test_demo_ends_in_a_report_of_every_architecture(tmp_path: Path, capsys: pyt
             if f"{metric}_mean" in rows[name]:
                 assert float(rows[name][f"{metric}_mean"]) == found["mean"]
     assert "</html>" in (report / "report.html").read_text()
-    shown = capsys.readouterr().out
-    assert "slices 32" in " ".join(shown.split())
-    assert all(name in shown for name in [*SMOKE.architectures, f"report: {report}/report.html"])
+    card = storage.read_json(str(out / "phantom" / "card.json"))
+    assert json.loads(printed.out) == {"data": card, "study": summary, "report": f"{report}/report.html"}
+    for_people = printed.err
+    assert "slices 32" in " ".join(for_people.split())
+    assert all(name in for_people for name in [*SMOKE.architectures, f"report: {report}/report.html"])
 
 
 @pytest.fixture(scope="module")

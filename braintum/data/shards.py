@@ -61,8 +61,8 @@ def write_dataset(
 
     All slices must have one shape and dtype. Raises DataError (naming the row by `Row.where`) for an output that
     exists, a duplicate slice id, a mask of another size or with unknown values, images of several sizes, one case in
-    two source folds, one picture (that is not of a single value) where a split could part it from itself, names that
-    `refuse_names` refuses, and no rows at all; then nothing is left at `out`.
+    two source folds, one picture (that is not of a single value) with two labels or masks or where a split could part
+    it from itself, names that `refuse_names` refuses, and no rows at all; then nothing is left at `out`.
     """
     refuse_existing(out)
     writer = _Writer(out, shard_bytes)
@@ -147,6 +147,8 @@ class _Writer:
         self._cases_known = True
         self._seen: dict[str, _Seen] = {}
         self._again: list[tuple[_Seen, _Seen]] = []
+        self._said: dict[tuple[str, str], tuple[str, _Seen]] = {}
+        self._contradictions: list[str] = []
         self._shards: list[Shard] = []
         self.wrote = False
 
@@ -165,8 +167,11 @@ class _Writer:
         digest = hashlib.sha256(image).hexdigest()
         slice_ = _Seen(row.slice_id, row.source_fold, row.group, row.where)
         first = self._seen.setdefault(digest, slice_)
-        if first is not slice_ and (row.image_CHW != row.image_CHW[:, :1, :1]).any():  # blank slices may be alike
-            self._again.append((first, slice_))
+        mask = None if row.mask_HW is None else np.ascontiguousarray(row.mask_HW).tobytes()
+        if (row.image_CHW != row.image_CHW[:, :1, :1]).any():  # blank slices may be alike
+            if first is not slice_:
+                self._again.append((first, slice_))
+            self._compare(digest, slice_, row.label, mask)
         spacing_y_mm, spacing_x_mm = row.spacing_yx_mm or (None, None)
         self._pending.append(
             {
@@ -177,7 +182,7 @@ class _Writer:
                 "position": row.position,
                 "label": row.label,
                 "image": image,
-                "mask": None if row.mask_HW is None else np.ascontiguousarray(row.mask_HW).tobytes(),
+                "mask": mask,
                 "spacing_y_mm": spacing_y_mm,
                 "spacing_x_mm": spacing_x_mm,
                 "image_sha256": digest,
@@ -191,6 +196,7 @@ class _Writer:
     def card(self, name: str, provenance: str, licence: str | None) -> Card:
         if self._first is None:
             raise DataError(f"{provenance}: no slices")
+        self._refuse_contradictions()
         self._refuse_parted()
         if self._pending:
             self._flush()
@@ -245,6 +251,24 @@ class _Writer:
                     "keep a case in one fold"
                 )
         self._first = first
+
+    def _compare(self, picture: str, slice_: _Seen, label: str | None, mask: bytes | None) -> None:
+        """Notes what else was said of the same picture before; what is not known contradicts nothing."""
+        masked = None if mask is None else hashlib.sha256(mask).hexdigest()
+        for what, value in (("label", label), ("mask", masked)):
+            if value is None:
+                continue
+            known, first = self._said.setdefault((picture, what), (value, slice_))
+            if known != value:
+                which = f", {known!r} and {value!r}" if what == "label" else ""
+                self._contradictions.append(f"slices {first} and {slice_} are the same picture with two {what}s{which}")
+                break
+
+    def _refuse_contradictions(self) -> None:
+        """Raises DataError for a picture with two labels or two masks: no model can learn both."""
+        if self._contradictions:
+            more = f" (and {len(self._contradictions) - 1} more such slices)" * (len(self._contradictions) > 1)
+            raise DataError(f"{self._contradictions[0]}{more}; keep the one that is right, or correct the other")
 
     def _refuse_parted(self) -> None:
         """Raises DataError for a picture in two folds or, where folds are yet to be cut, in two groups."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
@@ -78,7 +80,7 @@ class Scheduler(NamedPart):
 class SearchSpace(Part):
     """A checked search space. `load` reads one; `suggest` and `experiment` turn it into trials."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    name: str
     architectures: tuple[str, ...] = Field(min_length=1)
     joint: bool = Field(False, description="one study of all architectures, instead of one each")
     base: str | dict[str, Any] | None = Field(
@@ -93,6 +95,13 @@ class SearchSpace(Part):
     sampler: Sampler = Sampler()
     scheduler: Scheduler = Field(default_factory=lambda: Scheduler.model_validate({}))
     parameters: dict[str, Parameter] = Field(min_length=1)
+
+    @field_validator("name")
+    @classmethod
+    def _of_a_study(cls, name: str) -> str:
+        if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            raise ValueError("expected letters A to Z, digits, _ and -, a letter or digit first")
+        return name
 
     @field_validator("architectures")
     @classmethod
@@ -131,12 +140,14 @@ class SearchSpace(Part):
     ) -> Self:
         """Reads and checks a space at a path or URL; `trials`, `folds` and single `overrides` replace what it says.
 
-        A `base` that is a file is looked for beside the space.
+        A path that is no file may name one of braintum's own ("quick", "search_spaces/quick.yaml"). A `base` that is
+        a file is looked for beside the space.
         Raises ConfigError: one line with the file, the field and what is allowed.
         """
         from braintum.tuning.space_check import check, refuse_without_effect
 
-        missing = f"{path}: no such file; a search space is a .yaml file, such as the repository's in search_spaces/"
+        missing = f"{path}: no such file; a search space is a .yaml file, or one of braintum's: {', '.join(shipped())}"
+        path = _found(str(path))
         settings = parse_yaml(_read(str(path), missing), str(path))
         if not isinstance(settings, dict):
             raise ConfigError(f"{path}: expected a search space: name, architectures, trials, parameters ...")
@@ -149,7 +160,7 @@ class SearchSpace(Part):
             space = cls.model_validate_json(json.dumps({**settings, **given}))
         except ValidationError as error:
             raise ConfigError(f"{path}: {one_line(error, _siblings)}") from None
-        except TypeError as error:  # YAML has values that JSON lacks, such as dates
+        except (TypeError, ValueError) as error:  # YAML has values that JSON lacks: bytes, a list in itself
             raise ConfigError(f"{path}: {error}") from None
         for name in sorted(set(overrides or {}) & set(space.parameters)):
             raise ConfigError(f"--set {name}: is searched; to fix it take it out of `parameters` in {path}")
@@ -238,6 +249,20 @@ class SearchSpace(Part):
         return hashlib.sha256(json.dumps([settings, bases]).encode()).hexdigest()[:16]
 
 
+def shipped() -> dict[str, Path]:
+    """The search spaces that come with braintum, by name: in a wheel inside the package, in a checkout beside it."""
+    package = Path(str(resources.files("braintum")))
+    files = [*(package / "search_spaces").glob("*.yaml")] or [*(package.parent / "search_spaces").glob("*.yaml")]
+    return {file.stem: file for file in sorted(files)}
+
+
+def _found(path: str) -> str:
+    """`path`, or the file of the shipped space that it names where there is no such file."""
+    if "://" in path or Path(path).exists():
+        return path
+    return str(shipped().get(path.removeprefix("search_spaces/").removesuffix(".yaml"), path))
+
+
 def _read(place: str, if_missing: str) -> bytes:
     """The content of a file or URL. Raises ConfigError where there is none."""
     try:
@@ -246,7 +271,9 @@ def _read(place: str, if_missing: str) -> bytes:
         from braintum.storage import read_bytes
 
         return read_bytes(place)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except IsADirectoryError:
+        raise ConfigError(f"{place}: a folder; give a .yaml file in it") from None
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(if_missing) from None
 
 

@@ -31,6 +31,7 @@ def folder(tmp_path: Path) -> Path:
     text = PngInfo()
     text.add_text("about", "x" * 2**21, zip=True)  # more than Pillow is willing to unpack
     Image.fromarray(mask[:12]).save(root / "short.png")
+    Image.fromarray(np.roll(mask, 1)).save(root / "other.png")
     Image.fromarray(GREY[:12]).save(root / "small.png")
     Image.fromarray(np.stack([GREY, GREY, 255 - GREY], 2)).save(root / "colour.png")
     (root / "deep_colour.png").write_bytes(deep_colour_png())
@@ -120,8 +121,13 @@ def test_the_same_picture_twice_on_one_side_of_any_split(folder: Path) -> None:
     assert ingest(folder, text).num_slices == 4
 
 
+def test_what_is_not_known_of_a_picture_contradicts_nothing(folder: Path) -> None:
+    text = "image,mask,label\na.png,mask.png,\nsame.png,,x\nagain.png,mask.png,x\nb.png,other.png,y\n"
+    assert ingest(folder, text).num_slices == 4
+
+
 def test_blank_slices_may_be_alike(folder: Path) -> None:
-    text = "slice_id,image,label,case,fold\ns1,blank.png,x,p,1\ns2,blank.png,x,q,2\ns3,a.png,x,r,2\n"
+    text = "slice_id,image,label,case,fold\ns1,blank.png,x,p,1\ns2,blank.png,y,q,2\ns3,a.png,x,r,2\n"
     assert ingest(folder, text).num_slices == 3
 
 
@@ -220,6 +226,19 @@ def test_the_only_csv_is_the_manifest(folder: Path, tmp_path: Path) -> None:
             "group 'fold:2') are the same picture (and 1 more such pairs), so a model could be scored on what it",
         ),
         ("image,label,case\na.png,x,p\nsame.png,x,q\n", "group 'case:p') and 'same.png' (manifest.csv line 3, group"),
+        (
+            "slice_id,image,mask,label,case\nx,a.png,mask.png,a,p\ny,same.png,mask.png,b,p\nz,again.png,,b,p\n",
+            "'x' (manifest.csv line 2, group 'case:p') and 'y' (manifest.csv line 3, group 'case:p') are the same "
+            "picture with two labels, 'a' and 'b' (and 1 more such slices); keep the one that is right, or correct",
+        ),
+        (
+            "image,mask\na.png,mask.png\nb.png,mask.png\nsame.png,other.png\n",
+            "and 'same.png' (manifest.csv line 4, group 'picture:",
+        ),
+        (
+            "image,label,mask\na.png,x,\nsame.png,,mask.png\nagain.png,x,other.png\n",
+            "are the same picture with two masks;",
+        ),
         ("image,label,case,fold\na.png,x,p,1\nb.png,x,p,2\n", "line 3: case 'p' is in fold '2'"),
         ("image,label,fold\na.png,x,1\nb.png,x,\n", "line 3: no fold"),
         ("image,label\na.png,x\nnone.png,x\n", "line 3: none.png: no such file"),

@@ -60,6 +60,17 @@ def test_shipped_space_gives_valid_experiments(path: Path) -> None:
             assert all(getattr(getattr(experiment, p.split(".")[0]), p.split(".")[1]) == v for p, v in values.items())
 
 
+@pytest.mark.parametrize("name", ["smoke", "search_spaces/smoke.yaml"])
+def test_a_shipped_space_is_known_everywhere_by_its_name(
+    name: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert SearchSpace.load(name) == SearchSpace.load(ROOT / "search_spaces" / "smoke.yaml")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    make().rename(tmp_path / name)
+    assert SearchSpace.load(name).name == "small"  # a file comes first
+
+
 def test_every_question_has_its_space() -> None:
     names = {path.stem for path in SHIPPED}
     assert names >= {"quick", "smoke", "learning_rate", "attention", "loss_weighting", "all_architectures"}
@@ -275,8 +286,10 @@ ALL = ["unet", "classifier", "joint_unet"]
         ({"trails": 3}, "trails: no such field; fields: name, architectures"),
         ({"architectures": ["unet", "vgg"]}, "'vgg' is not an architecture; known: attention_unet"),
         ({"architectures": ["unet", "unet"]}, "an architecture stands there twice"),
-        ({"architectures": None}, "architectures: Field required"),
-        ({"name": "a/b"}, "name: 'a/b'"),
+        ({"architectures": None}, "architectures: missing"),
+        ({"name": "a/b"}, "space.yaml: name: 'a/b': expected letters A to Z, digits, _ and -, a letter or digit first"),
+        ({"architectures": []}, "architectures: []: expected 1 or more, found none"),
+        ({"base": 3}, "space.yaml: base: 3: Input should be a valid string or an object"),
         ({"base": "papers/vgg"}, "recipes: fast"),
         ({"overrides": {"training.seed": 5}}, "training.seed: has no effect"),
         ({"overrides": {"optim.lrr": 1}}, "optim.lrr: no such field"),
@@ -285,6 +298,10 @@ ALL = ["unet", "classifier", "joint_unet"]
         ({"folds": 1}, "folds: 1: Input should be greater than or equal to 2"),
         ({"resources": {"gpu": 1}}, "resources.gpu: no such field; fields: workers, gpus_per_worker"),
         ({"resources": {"workers": 2, "trials_per_gpu": 2}}, "trials share a GPU only with workers: 1"),
+        (
+            {"resources": {"max_concurrent": "x"}},
+            "yaml: resources.max_concurrent: 'x': Input should be 'auto' or a valid int",
+        ),
         ({"resources": {"max_concurrent": 0}}, "max_concurrent: 0: expected auto or a number from 1"),
         ({"score": {"loss": 1.0}}, "'loss' is not known after every epoch; choose from dice"),
         ({"score": {"dice": -1.0}}, "dice: -1.0: the weight must be above 0"),
@@ -296,7 +313,7 @@ ALL = ["unet", "classifier", "joint_unet"]
         ({"sampler": {"name": "annealing"}}, "sampler.name: 'annealing'"),
         ({"scheduler": {"name": "none", "grace_epochs": 3}}, "grace_epochs has no effect with name=none"),
         ({"scheduler": {"grace_epochs": 12}, "overrides": {"training.epochs": 6}}, "the epochs of a trial, 12"),
-        ({"parameters": {}}, "parameters"),
+        ({"parameters": {}}, "space.yaml: parameters: expected 1 or more, found none"),
         ({"parameters": {"optim.lrr": LR}}, "parameters.optim.lrr: no such field of unet; did you mean optim.lr"),
         ({"parameters": {"zzz.q": LR}}, "no such field of unet; parts: data, model"),
         ({"parameters": {"model.name": ATTENTION}}, "listed under `architectures`"),
@@ -307,7 +324,13 @@ ALL = ["unet", "classifier", "joint_unet"]
         ({"parameters": {"optim.lr": {}}}, "expected one of log_uniform, uniform, int, choice; found none"),
         ({"parameters": {"optim.lr": {"normal": [0, 1]}}}, "optim.lr.normal: no such field; fields: log_uniform"),
         ({"parameters": {"model.attention": {"choice": ["none", "gated"]}}}, "attention: 'gated'"),
-        ({"parameters": {"model.attention": {"choice": []}}}, "choice"),
+        ({"parameters": {"model.attention": {"choice": []}}}, "attention.choice: []: expected 1 or more, found none"),
+        (
+            {"parameters": {"model.attention": {"choice": [["gate"]]}}},
+            "space.yaml: parameters.model.attention.choice.0: ['gate']: Input should be a valid string or a valid",
+        ),
+        ({"parameters": {"optim.lr": {"uniform": [1]}}}, "optim.lr.uniform.1: missing"),
+        ({"parameters": {"optim.lr": {"uniform": [1, 2, 3]}}}, "uniform: [1, 2, 3]: expected 2, found 3"),
         (
             {"parameters": {"training.epochs": {"uniform": [2, 4.5]}}},
             "training.epochs: 2.0: Input should be a valid integer",
@@ -358,7 +381,8 @@ def test_what_cannot_be_searched_is_refused_in_one_line(make: Make, fields: dict
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (b"a: [", "not valid YAML"),
+        (b"a: [", "bad.yaml: not valid YAML: line 1, column 5: expected the node content, but found the end$"),
+        (b"a: &a [*a]", "Circular"),
         (b"[]", "expected a search space"),
         (b"\xfc", "not UTF-8"),
         (b"name: a\ntrials: 4\ntrials: 8", "bad.yaml: line 3: trials: stands there twice, first in line 2"),
@@ -370,5 +394,8 @@ def test_a_file_that_is_no_space_is_refused(tmp_path: Path, text: bytes, says: s
     file.write_bytes(text)
     with pytest.raises(ConfigError, match=says):
         SearchSpace.load(file)
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match=r"no such file; .* or one of braintum's: all_architectures, attention, "):
         SearchSpace.load(tmp_path / "none.yaml")
+    (tmp_path / "dd.yaml").mkdir()
+    with pytest.raises(ConfigError, match=r"dd\.yaml: a folder; give a \.yaml file in it"):
+        SearchSpace.load(tmp_path / "dd.yaml")
