@@ -146,7 +146,7 @@ def _gather(whole: RunSpec, specs: list[RunSpec]) -> None:
         **summarise(tables["predictions.parquet"]),
         "seconds": sum(run["seconds"] for run in runs),
         "slices_per_second": sum(run["slices_per_second"] for run in runs) / len(runs),
-        "data": runs[0]["data"],
+        "data": {**runs[0]["data"], "url": whole.data_url},
         "versions": runs[0]["versions"],
     }
     storage.write_json(storage.join(whole.out, "summary.json"), summary)

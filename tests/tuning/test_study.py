@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -159,7 +160,10 @@ def test_a_resume_may_find_another_winner_but_not_answer_another_question(tiny_p
         search(more, tiny_phantom, str(out), resume=True, progress=quiet())
     with pytest.raises(DataError, match="not finished"):
         report(str(out))
-    second = search(more, tiny_phantom, str(out), resume=True, progress=quiet())
+    moved = str(shutil.copytree(tiny_phantom, tmp_path / "moved"))
+    second = search(more, moved, str(out), resume=True, progress=quiet())
+    assert second["data"] == {**first["data"], "url": moved}, "the same slices elsewhere"
+    assert storage.read_json(str(out / "study.json"))["data"] == second["data"]
     assert sum(second["trials"].values()) == 4
     winner = second["best"]["unet"]
     assert winner["experiment"]["optim"]["lr"] == 1e-2
