@@ -60,6 +60,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # nothing of Tune's own state is needed: an interrupt ends at once
 }
 MAX_FAILURES = 3
+GOES_ON = "the same command with --resume goes on from what was saved"
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 _SOCKETS = "/tmp"  # noqa: S108 - paths of sockets must be short
 
@@ -260,7 +261,7 @@ def train_on_workers(
         raise KeyboardInterrupt from None
     except ray.train.TrainingFailedError as failure:
         reason = " ".join(str(failure).split())[-300:]
-        raise TrainingFailed(f"{spec.out}: workers failed {MAX_FAILURES + 1} times: {reason}") from failure
+        raise TrainingFailed(f"{spec.out}: workers failed {MAX_FAILURES + 1} times; {GOES_ON}: {reason}") from failure
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupts)  # Ray's would stay, and keep the controller's actor alive

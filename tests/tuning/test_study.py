@@ -22,7 +22,7 @@ import pytest
 import ray
 import yaml
 from ray.util.state import list_placement_groups
-from tiny import TINY, quiet, wait_for, workers_of
+from tiny import TINY, dying, quiet, wait_for, workers_of
 
 from braintum import storage
 from braintum.config import Experiment
@@ -184,13 +184,35 @@ def test_a_winner_that_diverges_with_another_seed_does_not_end_the_study(tiny_ph
         spec = json.loads(json.loads(written))
         spec["experiment"]["loss"]["segmentation_weight"] = 1e39  # it has won, and diverges from now on
         changed = (json.dumps(json.dumps(spec)), written)
-        database.execute("UPDATE trial_user_attributes SET value_json = ? WHERE value_json = ?", changed)
+        update = "UPDATE trial_user_attributes SET value_json = ? WHERE value_json = ?"
+        database.execute(update, changed)
         database.commit()
     (out / "summary.json").unlink()
     summary = search(tiny, tiny_phantom, str(out), resume=True, progress=quiet())
     assert list(summary["best"]) == ["joint_unet"]
     assert "trial 0 diverged with another seed: the loss became" in summary["failed"]["unet"]
     assert "Not ranked: unet, trial 0 diverged" in Path(report(str(out))).read_text()
+    with contextlib.closing(sqlite3.connect(out / "optuna.db")) as database:
+        database.execute(update, changed[::-1])
+        database.commit()
+    again = search(tiny, tiny_phantom, str(out), resume=True, progress=quiet())
+    assert (again["best"].keys(), again["failed"]) == ({"unet", "joint_unet"}, {}), "a finished study tries it again"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_winner_whose_workers_die_does_not_end_the_study_and_is_tried_again(
+    tiny_phantom: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "study"
+    tiny = space(tmp_path, trials=2, overrides={**TINY, "training.epochs": 1}, scheduler={"name": "none"})
+    with dying("_run_fold", when=lambda: not (out / "crossval" / "joint_unet").exists()):
+        lost = search(tiny, tiny_phantom, str(out), progress=quiet())
+    assert list(lost["best"]) == ["joint_unet"]
+    assert "its worker was lost more often than is retried; the same command with --resume" in lost["failed"]["unet"]
+    found = search(tiny, tiny_phantom, str(out), resume=True, progress=quiet())
+    assert (found["best"].keys(), found["failed"]) == ({"unet", "joint_unet"}, {})
+    assert found["best"]["joint_unet"] == lost["best"]["joint_unet"]
 
 
 @contextlib.contextmanager
