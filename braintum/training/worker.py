@@ -81,7 +81,7 @@ def connect() -> None:
     if address != "local":
         inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # its runtime_env is set by `ray job submit`
         try:
-            ray.init(address=address, runtime_env=None if inside_job else {"env_vars": ENVIRONMENT}, **_QUIET)
+            _init(address=address, runtime_env=None if inside_job else {"env_vars": ENVIRONMENT})
             return
         except ConnectionError as error:
             if address != "auto":
@@ -106,16 +106,27 @@ def start_local(**options: Any) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     dashboard = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
-    ray.init(
+    _init(
         address="local",
         include_dashboard=True,
         dashboard_port=port,
         runtime_env={"env_vars": {**ENVIRONMENT, **dashboard}},
         _temp_dir=folder,
         _system_config={"worker_niceness": 0},  # by default 15, so that any other process takes the core from training
-        **_QUIET,
         **options,
     )
+
+
+def _init(**options: Any) -> None:
+    """`ray.init`, after which SIGTERM does what it did before: Ray's own handlers abort the process (134)."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**_QUIET, **options)
+    except SystemExit:  # what one of them raises
+        raise KeyboardInterrupt from None
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _leave(folder: str) -> None:
