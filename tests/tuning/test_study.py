@@ -351,3 +351,20 @@ def test_trials_of_two_workers_leave_nothing_behind_when_stopped(tiny_phantom: s
     wait_for(lambda: all(group.state == "REMOVED" for group in list_placement_groups()), 60)
     wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], 60)
     wait_for(lambda: not workers_of("RayTrainWorker") + workers_of("TrainController"), 60)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_of_two_workers_wins_and_is_cross_validated(tiny_phantom: str, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    changes: dict[str, Any] = {
+        "architectures": ["joint_unet"], "trials": 1, "resources": {"workers": 2},
+        "overrides": {**TINY, "training.epochs": 1},
+    }  # fmt: skip
+    summary = search(space(tmp_path, **changes), tiny_phantom, str(out), progress=quiet())
+    (trial,) = studies_of(out)["joint_unet"].trials
+    assert trial.state.name == "COMPLETE"
+    assert list(trial.intermediate_values) == [1, 2], "an epoch of each fold"
+    assert summary["best"]["joint_unet"]["crossval"]["dice_all"]["n"] == 2, "folds"
+    assert 0 < summary["busy_share"] <= 1
+    left = [file.name for file in (out / "trials" / "joint_unet-0").iterdir()]
+    assert left == ["history.json"], "neither its checkpoint nor Ray's own files"
