@@ -1,9 +1,9 @@
 """`braintum ...`: each command is one call into the package, made with what the command line says.
 
 Exit codes: 0 done; 2 the user's mistake, said in one line on stderr (where braintum raises a ValueError of its own,
-or a file or URL cannot be read or written); 1 a failure of ours; 130 interrupted, with the state saved. With `--json` a
-command prints one JSON document to stdout and everything else to stderr. What a command needs is imported inside it, so
-that `--help` and a refused setting come at once.
+or a file or URL cannot be read or written); 1 a failure of ours; 130 interrupted (^C or SIGTERM), with the state saved.
+With `--json` a command prints one JSON document to stdout and everything else to stderr. What a command needs is
+imported inside it, so that `--help` and a refused setting come at once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, TypeGuard
 
 import typer
@@ -311,6 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     # A shell starts background commands, and so a job its driver, with interrupts ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         # Not standalone: Typer would print its own several lines, and end the process.
         code = app(args=given or ["--help"], prog_name="braintum", standalone_mode=False)
@@ -332,6 +334,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not type(cause).__module__.startswith("braintum."):
             raise
         return _say(str(cause), 2 if isinstance(cause, ValueError) else 1)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """What stops a container or a batch job (SIGTERM) does what ^C does, while Ray Train has its own way with that too.
+
+    Called, not raised as a signal: Ray blocks SIGINT in the drivers of its jobs.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    assert callable(handler)
+    handler(number, frame)
 
 
 def _of_a_place(error: object) -> TypeGuard[OSError]:

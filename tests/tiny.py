@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
@@ -40,3 +42,23 @@ def workers_of(kind: str) -> list[psutil.Process]:
             if kind in " ".join(process.cmdline()):
                 found.append(process)
     return found
+
+
+@contextlib.contextmanager
+def dying(kind: str, when: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Kills (-9) every Ray worker of a kind, again and again, while the body runs and `when` says so."""
+    ended = threading.Event()
+
+    def kill() -> None:
+        while not ended.wait(0.1):
+            for worker in workers_of(kind) if when() else []:
+                with contextlib.suppress(psutil.Error):
+                    worker.kill()
+
+    with ThreadPoolExecutor(1) as pool:
+        killing = pool.submit(kill)
+        try:
+            yield
+        finally:
+            ended.set()
+    killing.result()

@@ -21,8 +21,10 @@ from braintum.training.device import keep_freed_memory
 from braintum.training.progress import Progress
 from braintum.training.run import RunSpec, about_run, prepare_out, refuse_at_once, refuse_unseen, refuse_unusable, run
 from braintum.training.worker import (
+    GOES_ON,
     MAX_FAILURES,
     Mailbox,
+    TrainingFailed,
     connect,
     cpus_per_worker,
     gpus_for,
@@ -49,7 +51,7 @@ def crossval(
 
     With one worker a run, folds train side by side (`at_once` at most), one GPU (or an equal share of the cores) each;
     with more, one after another. Finished folds are read, not trained again. `table_ref`: the dataset, where it is
-    shared already.
+    shared already. Raises ConfigError or DataError before anything starts, Diverged, or TrainingFailed.
     """
     whole = RunSpec.of(experiment, data_url, out, None, folds)
     refuse_at_once(whole.data_url, whole.out, resume=resume)
@@ -107,11 +109,23 @@ def _train_folds(
                     spec = todo.pop(name)
                     running[task.remote(spec, table_ref, mailbox, name, cpus)] = name, spec
                 (ready,), _ = ray.wait(list(running), num_returns=1)
-                ray.get(ready)
-                _show_complete(progress, *running.pop(ready))
+                name, spec = running.pop(ready)
+                _raise_failure(ready, spec)
+                _show_complete(progress, name, spec)
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
+
+
+def _raise_failure(ready: ray.ObjectRef[None], spec: RunSpec) -> None:
+    """Raises what a fold ended with: its own error, or TrainingFailed where its worker died (memory, a lost node)."""
+    try:
+        ray.get(ready)
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.RayError as error:
+        lost = f"fold {spec.fold}: its worker was lost more often than is retried"
+        raise TrainingFailed(f"{spec.out}: {lost}; {GOES_ON}: {str(error).splitlines()[0]}") from error
 
 
 def _show_complete(progress: Progress, name: str, spec: RunSpec) -> None:
@@ -146,7 +160,7 @@ def _gather(whole: RunSpec, specs: list[RunSpec]) -> None:
         **summarise(tables["predictions.parquet"]),
         "seconds": sum(run["seconds"] for run in runs),
         "slices_per_second": sum(run["slices_per_second"] for run in runs) / len(runs),
-        "data": runs[0]["data"],
+        "data": {**runs[0]["data"], "url": whole.data_url},
         "versions": runs[0]["versions"],
     }
     storage.write_json(storage.join(whole.out, "summary.json"), summary)

@@ -74,7 +74,8 @@ def refuse_unusable(spec: RunSpec, table: SliceTable, workers: int) -> None:
 def prepare_out(out: str, about: dict[str, Any], *, resume: bool, record: str = "experiment.json") -> None:
     """Claims an output directory by writing what it will hold.
 
-    Raises ConfigError if it exists and `resume` is not asked for, or if it holds another experiment or dataset.
+    Raises ConfigError if it exists and `resume` is not asked for, or if it holds another experiment or dataset. A
+    dataset is its digest: one that has moved since is the same, and is recorded where it is now.
     """
     place = storage.join(out, record)
     if not storage.exists(out):
@@ -84,9 +85,12 @@ def prepare_out(out: str, about: dict[str, Any], *, resume: bool, record: str = 
     if not storage.exists(place):
         raise ConfigError(f"{place}: not there, so {out} is nothing that can be resumed; choose another --out")
     found = storage.read_json(place)
-    changed = [key for key in about if found.get(key) != about[key]]
+    was = {**found, "data": {**found.get("data", {}), "url": about["data"]["url"]}}
+    changed = [key for key in about if was.get(key) != about[key]]
     if changed:
-        raise ConfigError(f"{place}: {_difference(found, about, changed[0])}; choose another --out")
+        raise ConfigError(f"{place}: {_difference(was, about, changed[0])}; choose another --out")
+    if found != was:
+        storage.write_json(place, was)
 
 
 def refuse_unseen(spec: RunSpec, table: SliceTable, world_size: int = 1) -> None:
@@ -192,7 +196,7 @@ def run(spec: RunSpec, table: SliceTable) -> Iterator[dict[str, float]]:
 
 
 def about_run(spec: RunSpec, table_digest: str) -> dict[str, Any]:
-    """What `experiment.json` says; a run is resumed only with the same."""
+    """What `experiment.json` says; a run is resumed only with the same, wherever its dataset lies now."""
     about = {**asdict(spec), "data": {"url": spec.data_url, "digest": table_digest}}
     return {key: about[key] for key in ("experiment", "data", "fold", "folds")}
 

@@ -61,6 +61,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # nothing of Tune's own state is needed: an interrupt ends at once
 }
 MAX_FAILURES = 3
+GOES_ON = "the same command with --resume goes on from what was saved"
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 _SOCKETS = "/tmp"  # noqa: S108 - paths of sockets must be short
 
@@ -84,10 +85,9 @@ def connect(progress: Progress) -> None:
     if address != "local" and (address != "auto" or find_bootstrap_address(None) is not None):
         inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # its runtime_env is set by `ray job submit`
         try:
-            ray.init(  # None: what `ray start` wrote down, with its token
+            _init(  # None: what `ray start` wrote down, with its token
                 address=None if address == "auto" else address,
                 runtime_env=None if inside_job else {"env_vars": ENVIRONMENT},
-                **_QUIET,
             )
             progress.say(f"on the Ray cluster at {ray.get_runtime_context().gcs_address}")
             return
@@ -114,16 +114,27 @@ def start_local(**options: Any) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     dashboard = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
-    ray.init(
+    _init(
         address="local",
         include_dashboard=True,
         dashboard_port=port,
         runtime_env={"env_vars": {**ENVIRONMENT, **dashboard}},
         _temp_dir=folder,
         _system_config={"worker_niceness": 0},  # by default 15, so that any other process takes the core from training
-        **_QUIET,
         **options,
     )
+
+
+def _init(**options: Any) -> None:
+    """`ray.init`, after which SIGTERM does what it did before: Ray's own handlers abort the process (134)."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**_QUIET, **options)
+    except SystemExit:  # what one of them raises
+        raise KeyboardInterrupt from None
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _leave(folder: str) -> None:
@@ -269,7 +280,7 @@ def train_on_workers(
         raise KeyboardInterrupt from None
     except ray.train.TrainingFailedError as failure:
         reason = " ".join(str(failure).split())[-300:]
-        raise TrainingFailed(f"{spec.out}: workers failed {MAX_FAILURES + 1} times: {reason}") from failure
+        raise TrainingFailed(f"{spec.out}: workers failed {MAX_FAILURES + 1} times; {GOES_ON}: {reason}") from failure
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupts)  # Ray's would stay, and keep the controller's actor alive

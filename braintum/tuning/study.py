@@ -28,7 +28,7 @@ from braintum.training.crossval import crossval
 from braintum.training.fit import Diverged
 from braintum.training.progress import Progress
 from braintum.training.run import prepare_out, refuse_at_once, versions
-from braintum.training.worker import MAX_FAILURES, connect
+from braintum.training.worker import MAX_FAILURES, TrainingFailed, connect
 from braintum.tuning.outcome import best_of, counts, pareto, trials_and_history, winner
 from braintum.tuning.searcher import OptunaSearcher, StudySchedulers, seed_of
 from braintum.tuning.slots import Slots
@@ -44,7 +44,8 @@ class StudyFailed(RuntimeError):
 
 
 def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False, progress: Progress) -> dict[str, Any]:
-    """Runs or resumes a study and returns its summary. Times in it are those of the last start.
+    """Runs or resumes a study and returns its summary. Times in it are those of the last start. A
+    finished one is read; where a winner's cross-validation failed, that is tried again.
 
     Raises ConfigError or DataError before any worker starts, StudyFailed where no trial finished. KeyboardInterrupt
     leaves all state saved.
@@ -74,7 +75,8 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
         left = sum(space.shares().values()) - _ended(studies)
         if left <= 0 and storage.exists(summary_url):
             known: dict[str, Any] = storage.read_json(summary_url)
-            return known
+            if not known.get("failed", {}).keys() & best_of(space, studies).keys():
+                return known
         storage.remove(summary_url)  # it is of fewer trials; if this start is stopped, the next one must not return it
         progress.expect(left)
         watch = Watch(progress, folds, file)
@@ -121,8 +123,8 @@ def _crossvalidate(
 ) -> dict[str, dict[str, Any]]:
     """Cross-validates each architecture's winner; what the study's summary says of it, by architecture.
 
-    One that diverges with its fresh seed would do so again: it goes to `failed`, with the reason. Raises StudyFailed
-    where that is all of them.
+    One that diverges with its fresh seed, or whose workers are lost, goes to `failed`, with the reason. Raises
+    StudyFailed where that is all of them.
     """
     found, predictions = {}, []
     for name, trial in best.items():
@@ -139,9 +141,10 @@ def _crossvalidate(
                 experiment, data_url, place, folds=space.folds, workers=slots.workers, at_once=slots.count,
                 table_ref=tables[view(experiment.data)], resume=same, progress=progress,
             )  # fmt: skip
-        except Diverged as error:
+        except (Diverged, TrainingFailed) as error:
             cause = getattr(error, "cause", error)  # what Ray wraps when a task raises it
-            failed[name] = f"trial {trial.number} diverged with another seed: {cause}"
+            diverged = " diverged with another seed" if isinstance(error, Diverged) else ""
+            failed[name] = f"trial {trial.number}{diverged}: {cause}"
             continue
         predictions.append(storage.read_table(storage.join(place, "predictions.parquet")))
         found[name] = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from tiny import TINY, quiet, wait_for, workers_of
+from tiny import TINY, dying, quiet, wait_for, workers_of
 
 from braintum import storage
+from braintum.cli import main
 from braintum.config import Experiment
 from braintum.data.ingest.phantom import phantom_rows
 from braintum.data.schema import DataError
@@ -182,7 +186,10 @@ def test_cross_validation_and_its_resume(tiny_phantom: str, tmp_path: Path) -> N
     (out / "summary.json").unlink()
     (out / "fold-2" / "summary.json").unlink()
     progress = quiet()
-    again = crossval(experiment, tiny_phantom, str(out), folds=3, resume=True, progress=progress)
+    moved = shutil.copytree(tiny_phantom, tmp_path / "moved")
+    again = crossval(experiment, str(moved), str(out), folds=3, resume=True, progress=progress)
+    assert again["data"] == {**summary["data"], "url": str(moved)}
+    assert storage.read_json(str(out / "experiment.json"))["data"] == again["data"], "the same slices elsewhere"
     assert {row.epoch for row in progress.rows.values()} == {experiment.training.epochs}, "what was done is shown so"
     assert again["metrics"] == summary["metrics"]
     assert before == {fold: digest(out / f"fold-{fold}") for fold in "123"}
@@ -201,14 +208,53 @@ def test_what_another_process_started_for_itself_is_not_joined(tmp_path: Path) -
     assert done.stdout.split()[-1] != ray.get_runtime_context().gcs_address
 
 
+def test_a_fold_whose_worker_dies_again_and_again(
+    tiny_phantom: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "cv"
+    with dying("_run_fold"):
+        code = main(["crossval", "--data", tiny_phantom, "--out", str(out), "--folds", "2", *given(RUN)])
+    said = capfd.readouterr().err
+    assert code == 1, said
+    assert "Traceback" not in said
+    lost = rf"braintum: {out}/fold-(\d): fold \1: its worker was lost more often than is retried; .* --resume goes on"
+    assert re.match(lost, said.splitlines()[-1]), said
+
+
+def given(settings: dict[str, Any]) -> list[str]:
+    return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+
+
+def started(name: str, data: str, out: Path, settings: dict[str, Any]) -> subprocess.Popen[str]:
+    """A command in a process of its own with a Ray of its own."""
+    command = [sys.executable, "-m", "braintum.cli", name, "--data", data, "--out", str(out), *given(settings)]
+    return subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": "local"}, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("name", ["train", "crossval"])
+def test_what_is_terminated_ends_like_what_is_interrupted(tiny_phantom: str, tmp_path: Path, name: str) -> None:
+    """SIGTERM: how Slurm, Docker and Kubernetes stop a command."""
+    out = tmp_path / "out"
+    process = started(name, tiny_phantom, out, {**RUN, "training.epochs": 200, "training.early_stopping": "null"})
+    wait_for(lambda: any(out.rglob("state.pt")))
+    below = psutil.Process(process.pid).children(recursive=True)
+    lines = " ".join(word for child in below if child.name() == "raylet" for word in child.cmdline())
+    folders = {Path(found) for found in re.findall(r"/tmp/ray\w{8}(?=/)", lines)}
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "braintum: interrupted; what was saved stays" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+    assert folders
+    assert not any(folder.exists() for folder in folders)
+    assert psutil.wait_procs(below, timeout=20)[1] == []
+
+
 def test_interrupted_run_exits_130_and_resumes(tiny_phantom: str, tmp_path: Path) -> None:
     """The command itself, in a process of its own with a Ray of its own."""
     settings = {**RUN, "training.epochs": 15, "training.early_stopping": "null"}
-    assignments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "braintum.cli", "train", "--data", tiny_phantom, "--out", str(out), *assignments]
-    environment = {**os.environ, "RAY_ADDRESS": "local"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = started("train", tiny_phantom, out, settings)
     wait_for((out / "state.pt").exists)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
@@ -218,6 +264,8 @@ def test_interrupted_run_exits_130_and_resumes(tiny_phantom: str, tmp_path: Path
     assert not (out / "summary.json").exists()
     seconds = seconds_of_epochs(out)
     experiment = Experiment.load(None, {**settings, "training.early_stopping": None})
-    train(experiment, tiny_phantom, str(out), resume=True, progress=quiet())
+    moved = shutil.copytree(tiny_phantom, tmp_path / "moved")
+    train(experiment, str(moved), str(out), resume=True, progress=quiet())
+    assert storage.read_json(str(out / "experiment.json"))["data"]["url"] == str(moved)
     assert pq.read_table(out / "history.parquet")["epoch"].to_pylist() == list(range(1, 16))
     assert pq.read_table(out / "history.parquet")["seconds"].to_pylist()[: len(seconds)] == seconds, "no epoch again"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -21,7 +22,7 @@ import pytest
 import ray
 import yaml
 from ray.util.state import list_placement_groups
-from tiny import TINY, quiet, wait_for, workers_of
+from tiny import TINY, dying, quiet, wait_for, workers_of
 
 from braintum import storage
 from braintum.config import Experiment
@@ -159,7 +160,10 @@ def test_a_resume_may_find_another_winner_but_not_answer_another_question(tiny_p
         search(more, tiny_phantom, str(out), resume=True, progress=quiet())
     with pytest.raises(DataError, match="not finished"):
         report(str(out))
-    second = search(more, tiny_phantom, str(out), resume=True, progress=quiet())
+    moved = str(shutil.copytree(tiny_phantom, tmp_path / "moved"))
+    second = search(more, moved, str(out), resume=True, progress=quiet())
+    assert second["data"] == {**first["data"], "url": moved}, "the same slices elsewhere"
+    assert storage.read_json(str(out / "study.json"))["data"] == second["data"]
     assert sum(second["trials"].values()) == 4
     winner = second["best"]["unet"]
     assert winner["experiment"]["optim"]["lr"] == 1e-2
@@ -180,13 +184,35 @@ def test_a_winner_that_diverges_with_another_seed_does_not_end_the_study(tiny_ph
         spec = json.loads(json.loads(written))
         spec["experiment"]["loss"]["segmentation_weight"] = 1e39  # it has won, and diverges from now on
         changed = (json.dumps(json.dumps(spec)), written)
-        database.execute("UPDATE trial_user_attributes SET value_json = ? WHERE value_json = ?", changed)
+        update = "UPDATE trial_user_attributes SET value_json = ? WHERE value_json = ?"
+        database.execute(update, changed)
         database.commit()
     (out / "summary.json").unlink()
     summary = search(tiny, tiny_phantom, str(out), resume=True, progress=quiet())
     assert list(summary["best"]) == ["joint_unet"]
     assert "trial 0 diverged with another seed: the loss became" in summary["failed"]["unet"]
     assert "Not ranked: unet, trial 0 diverged" in Path(report(str(out))).read_text()
+    with contextlib.closing(sqlite3.connect(out / "optuna.db")) as database:
+        database.execute(update, changed[::-1])
+        database.commit()
+    again = search(tiny, tiny_phantom, str(out), resume=True, progress=quiet())
+    assert (again["best"].keys(), again["failed"]) == ({"unet", "joint_unet"}, {}), "a finished study tries it again"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_winner_whose_workers_die_does_not_end_the_study_and_is_tried_again(
+    tiny_phantom: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "study"
+    tiny = space(tmp_path, trials=2, overrides={**TINY, "training.epochs": 1}, scheduler={"name": "none"})
+    with dying("_run_fold", when=lambda: not (out / "crossval" / "joint_unet").exists()):
+        lost = search(tiny, tiny_phantom, str(out), progress=quiet())
+    assert list(lost["best"]) == ["joint_unet"]
+    assert "its worker was lost more often than is retried; the same command with --resume" in lost["failed"]["unet"]
+    found = search(tiny, tiny_phantom, str(out), resume=True, progress=quiet())
+    assert (found["best"].keys(), found["failed"]) == ({"unet", "joint_unet"}, {})
+    assert found["best"]["joint_unet"] == lost["best"]["joint_unet"]
 
 
 @contextlib.contextmanager
@@ -325,3 +351,20 @@ def test_trials_of_two_workers_leave_nothing_behind_when_stopped(tiny_phantom: s
     wait_for(lambda: all(group.state == "REMOVED" for group in list_placement_groups()), 60)
     wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], 60)
     wait_for(lambda: not workers_of("RayTrainWorker") + workers_of("TrainController"), 60)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_of_two_workers_wins_and_is_cross_validated(tiny_phantom: str, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    changes: dict[str, Any] = {
+        "architectures": ["joint_unet"], "trials": 1, "resources": {"workers": 2},
+        "overrides": {**TINY, "training.epochs": 1},
+    }  # fmt: skip
+    summary = search(space(tmp_path, **changes), tiny_phantom, str(out), progress=quiet())
+    (trial,) = studies_of(out)["joint_unet"].trials
+    assert trial.state.name == "COMPLETE"
+    assert list(trial.intermediate_values) == [1, 2], "an epoch of each fold"
+    assert summary["best"]["joint_unet"]["crossval"]["dice_all"]["n"] == 2, "folds"
+    assert 0 < summary["busy_share"] <= 1
+    left = [file.name for file in (out / "trials" / "joint_unet-0").iterdir()]
+    assert left == ["history.json"], "neither its checkpoint nor Ray's own files"
