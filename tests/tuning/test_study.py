@@ -169,7 +169,7 @@ def test_a_resume_may_find_another_winner_but_not_answer_another_question(tiny_p
     assert winner["experiment"]["optim"]["lr"] == 1e-2
     assert storage.read_json(str(out / "crossval" / "unet" / "experiment.json"))["experiment"] == winner["experiment"]
     times = {file: file.stat().st_mtime_ns for file in out.rglob("*.*") if file.is_file()}
-    assert search(more, tiny_phantom, str(out), resume=True, progress=quiet()) == second
+    assert search(more, moved, str(out), resume=True, progress=quiet()) == second
     assert times == {file: file.stat().st_mtime_ns for file in times}, "nothing is trained or written again"
 
 
