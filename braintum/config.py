@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from braintum.models.registry import ModelConfig, Task, options_schemas, resolve_model
 from braintum.parts import Augment, Data, Loss, Optim, Schedule, Training
@@ -26,13 +35,18 @@ class Experiment(Part):
 
     data: Data = Data()
     model: Annotated[SerializeAsAny[ModelConfig], BeforeValidator(resolve_model)] = Field(
-        default_factory=lambda: resolve_model({"name": "unet"})
+        default_factory=lambda: resolve_model({"name": "unet"}), validate_default=True
     )
     loss: Loss = Loss()
     optim: Optim = Field(default_factory=lambda: Optim.model_validate({}))
     schedule: Schedule = Field(default_factory=lambda: Schedule.model_validate({}))
     augment: Augment = Augment()
     training: Training = Training()
+
+    @field_validator("model")
+    @classmethod
+    def _of_the_slices_size(cls, model: ModelConfig, info: ValidationInfo) -> ModelConfig:
+        return model.for_size(info.data["data"].image_size) if "data" in info.data else model
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from braintum.losses import segmentation
@@ -62,8 +63,10 @@ class Terms(NamedTuple):
 class Objective(nn.Module):
     """loss.segmentation_weight × segmentation + loss.classification_weight × classification, in float32.
 
-    `aux` outputs add their weight × the same sum. A row without mask or label adds nothing to that task; a task
-    without any target in the batch is a zero that is connected to the graph, so that every parameter has a gradient.
+    `aux` outputs add their weight × the same sum; where their masks are smaller, the true masks are sampled down to
+    them by nearest neighbour, as nnU-Net does for deep supervision. A row without mask or label adds nothing to that
+    task; a task without any target in the batch is a zero that is connected to the graph, so that every parameter has
+    a gradient.
 
     `class_weight_N` (see `balanced_class_weights`) must be given if, and only if, loss.class_weights is not "none".
     """
@@ -98,7 +101,10 @@ class Objective(nn.Module):
         )
 
     def _segmentation(self, logits_BKHW: Tensor, targets: Targets) -> Tensor:
-        loss_B = _SEGMENTATION[self.loss.segmentation](logits_BKHW.float(), targets.mask_BKHW)
+        mask_BKHW = targets.mask_BKHW
+        if mask_BKHW.shape[2:] != logits_BKHW.shape[2:]:
+            mask_BKHW = F.interpolate(mask_BKHW, size=logits_BKHW.shape[2:], mode="nearest-exact")
+        loss_B = _SEGMENTATION[self.loss.segmentation](logits_BKHW.float(), mask_BKHW)
         return loss_B.where(targets.has_mask_B, 0.0).sum() / max(targets.num_masks, 1)
 
     def _classification(self, logits_BN: Tensor, targets: Targets) -> Tensor:

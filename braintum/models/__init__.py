@@ -1,7 +1,13 @@
 """Architectures. One file here says what can be asked of each (no torch); `networks/` holds the network of each.
 
-Adding one: write `models/NAME.py` and `models/networks/NAME.py`, and name it here.
+Adding one: write `models/NAME.py` and `models/networks/NAME.py`, and name it here. An installed package adds its own
+by an entry point of the group `braintum.models` that names the module with its `@register`.
 """
+
+from importlib.metadata import entry_points
 
 from braintum.models import classifier as classifier
 from braintum.models import unet as unet
+
+for _entry in entry_points(group="braintum.models"):
+    _entry.load()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,8 @@ class ClassifierConfig(ModelConfig):
     The paper says "dense layers" with dropout and gives neither number, width nor rate: one hidden layer of 256 and
     0.5 are chosen here.
     """
+
+    SMALL: ClassVar[dict[str, Any]] = {"width": 4, "hidden": 8}
 
     name: str = "classifier"
     width: int = Field(64, ge=1, description="channels of the first stage")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from braintum.settings import ConfigError, Part, one_line
 
@@ -23,8 +23,11 @@ Task = Literal["segmentation", "classification"]
 class ModelConfig(Part):
     """Options of an architecture. Subclass it, decorate with `@register("name")`, and give it `build`.
 
-    `divisor` is what a slice's height and width must be divisible by.
+    `SMALL`: options with which the architecture is as small as it can sensibly be, for tests and for a first look on a
+    CPU; it then takes slices of 32×32.
     """
+
+    SMALL: ClassVar[dict[str, Any]] = {}
 
     name: str
 
@@ -32,6 +35,13 @@ class ModelConfig(Part):
     def tasks(self) -> frozenset[Task]:
         """The tasks that the network has an output for."""
         raise NotImplementedError(f"{type(self).__name__} does not say its tasks")
+
+    def for_size(self, side: int) -> Self:
+        """These options with those that follow from the slices' height and width filled in, where they are None.
+
+        An Experiment holds the result, so that what is recorded and saved says how the network was built.
+        """
+        return self
 
     @property
     def divisor(self) -> int:
@@ -46,6 +56,25 @@ class ModelConfig(Part):
     def build(self, in_channels: int, num_classes: int, num_masks: int) -> nn.Module:
         """The network: `forward(image_BCHW) -> Output` (braintum.models.output)."""
         raise NotImplementedError(f"{type(self).__name__} does not build a network")
+
+
+class SegmenterConfig(ModelConfig):
+    """Options that every segmenter has: a classification head on its deepest features, so that all compare."""
+
+    classify: bool = Field(False, description="a classification head on the deepest features")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="before the last layer of the head, 0.5 if none; needs classify"
+    )
+
+    @model_validator(mode="after")
+    def _dropout_has_an_effect(self) -> Self:
+        if self.dropout is not None and not self.classify:
+            raise ValueError("dropout has no effect with classify=false. Leave it out")
+        return self
+
+    @property
+    def tasks(self) -> frozenset[Task]:
+        return frozenset(("segmentation", "classification") if self.classify else ("segmentation",))
 
 
 C = TypeVar("C", bound=type[ModelConfig])

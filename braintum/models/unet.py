@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from braintum.models.registry import ModelConfig, Task, register
+from braintum.models.registry import SegmenterConfig, register
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 @register("unet")
 @register("attention_unet", attention="gate")
 @register("joint_unet", classify=True)
-class UNetConfig(ModelConfig):
+class UNetConfig(SegmenterConfig):
     """A symmetric encoder-decoder with skip concatenations; channels double at each of `depth` downsamplings."""
+
+    SMALL: ClassVar[dict[str, Any]] = {"width": 4}
 
     name: str = "unet"
     width: int = Field(64, ge=1, description="channels of the first stage")
@@ -26,20 +28,12 @@ class UNetConfig(ModelConfig):
     attention_width: float | None = Field(
         None, gt=0, le=1, description="inner channels of the attention, as a share of the skip's; needs attention"
     )
-    classify: bool = Field(False, description="a classification head on the bottleneck")
-    dropout: float | None = Field(None, ge=0, lt=1, description="before the last layer of the head; needs classify")
 
     @model_validator(mode="after")
-    def _options_have_an_effect(self) -> Self:
+    def _attention_width_has_an_effect(self) -> Self:
         if self.attention_width is not None and self.attention == "none":
             raise ValueError("attention_width has no effect with attention=none. Leave it out")
-        if self.dropout is not None and not self.classify:
-            raise ValueError("dropout has no effect with classify=false. Leave it out")
         return self
-
-    @property
-    def tasks(self) -> frozenset[Task]:
-        return frozenset(("segmentation", "classification") if self.classify else ("segmentation",))
 
     @property
     def divisor(self) -> int:

@@ -5,7 +5,6 @@ Such an epoch costs about a quarter (fast.ai's entry to DAWNBench 2018; Composer
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,7 +12,10 @@ from braintum.models.output import Output
 
 
 class Resized(nn.Module):
-    """Brings slices to `side` × `side` by averaging pixels, and mask logits back to the slice's size bilinearly."""
+    """Brings slices to `side` × `side` by averaging pixels, and mask logits back to the slice's size bilinearly.
+
+    Those of auxiliary outputs stay as they are: the true masks are brought to their size.
+    """
 
     def __init__(self, network: nn.Module, side: int) -> None:
         super().__init__()
@@ -21,12 +23,8 @@ class Resized(nn.Module):
 
     def forward(self, image_BCHW: Tensor) -> Output:
         output: Output = self.network(F.adaptive_avg_pool2d(image_BCHW, self.side))
-        return _masks_of_size(image_BCHW.shape[2:], output)
-
-
-def _masks_of_size(size: torch.Size, output: Output) -> Output:
-    logits_BKHW = output.mask_logits_BKHW
-    if logits_BKHW is not None:
-        logits_BKHW = F.interpolate(logits_BKHW, size=size, mode="bilinear", align_corners=False)
-    aux = tuple((weight, _masks_of_size(size, auxiliary)) for weight, auxiliary in output.aux)
-    return Output(logits_BKHW, output.class_logits_BN, aux)
+        if output.mask_logits_BKHW is None:
+            return output
+        size = image_BCHW.shape[2:]
+        masks_BKHW = F.interpolate(output.mask_logits_BKHW, size=size, mode="bilinear", align_corners=False)
+        return output._replace(mask_logits_BKHW=masks_BKHW)

@@ -1,8 +1,13 @@
-"""What every registered architecture must do, under every option that changes its network."""
+"""What every registered architecture must do, as small as it comes and under every option that changes its network.
+
+The cases come from the registry and from the options' own types: an architecture that is added is tested here without
+being named here.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import safetensors.torch
@@ -16,24 +21,59 @@ from braintum.models.output import Output
 from braintum.models.registry import ModelConfig, architectures, model_config_class
 from braintum.settings import ConfigError
 
-SMALL = {"width": 4, "hidden": 8}
-NUM_CLASSES, SIZE = 3, 32
-
-UNET_OPTIONS: list[dict[str, Any]] = [
-    {"name": "joint_unet", "norm": "instance"},
-    {"name": "joint_unet", "norm": "group", "depth": 2, "dropout": 0.1},
-    {"name": "joint_unet", "attention": "gate", "attention_width": 0.25},
-    {"name": "joint_unet", "attention": "cbam"},
-    {"name": "joint_unet", "attention": "se", "norm": "instance"},
-    {"name": "classifier", "norm": "instance", "dropout": 0.0},
-]
-CASES = [{"name": name} for name in architectures()] + UNET_OPTIONS
+NUM_CLASSES = 3
+SIDE = 32
 
 
-def small_model(case: dict[str, Any]) -> ModelConfig:
-    fields = model_config_class(case["name"]).model_fields
-    small = {field: value for field, value in SMALL.items() if field in fields}
-    return Experiment.from_dict({"data": {"image_size": SIZE}, "model": {**small, **case}}).model
+def small_model(options: dict[str, Any], side: int = SIDE) -> ModelConfig:
+    small = {**model_config_class(options["name"]).SMALL, **options}
+    return Experiment.from_dict({"data": {"image_size": side}, "model": small}).model
+
+
+def _values(kind: Any) -> tuple[Any, ...]:
+    """What an option can be set to, where its type lists that."""
+    if kind is bool:
+        return (True, False)
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(value for member in get_args(kind) for value in _values(member))
+
+
+def _variants() -> Iterator[dict[str, Any]]:
+    """Every architecture with each of its listed options set otherwise; presets of the same options only once."""
+    seen: list[ModelConfig] = []
+    for name in architectures():
+        for field, info in model_config_class(name).model_fields.items():
+            for value in _values(info.annotation):
+                options = {"name": name, field: value}
+                try:
+                    config = small_model(options)
+                except ConfigError:  # an option that needs another one
+                    continue
+                anonymous = config.model_copy(update={"name": ""})
+                if config != small_model({"name": name}) and anonymous not in seen:
+                    seen.append(anonymous)
+                    yield options
+
+
+def _ids(options: dict[str, Any]) -> str:
+    return "-".join(str(value) if key == "name" else f"{key}={value}" for key, value in options.items())
+
+
+ARCHITECTURES = [{"name": name} for name in architectures()]
+VARIANTS = list(_variants())
+
+
+@pytest.fixture(params=ARCHITECTURES, ids=_ids)
+def config(request: pytest.FixtureRequest) -> ModelConfig:
+    """Every architecture, small."""
+    return small_model(request.param)
+
+
+@pytest.fixture(params=ARCHITECTURES + VARIANTS, ids=_ids)
+def variant(request: pytest.FixtureRequest) -> ModelConfig:
+    """Every architecture, small, and every one of its listed options."""
+    return small_model(request.param)
 
 
 def build(config: ModelConfig, in_channels: int = 1, num_masks: int = 1, seed: int = 0) -> nn.Module:
@@ -41,8 +81,8 @@ def build(config: ModelConfig, in_channels: int = 1, num_masks: int = 1, seed: i
     return config.build(in_channels, NUM_CLASSES, num_masks)
 
 
-def images(batch: int = 2, channels: int = 1) -> Tensor:
-    return torch.rand(batch, channels, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+def images(batch: int = 2, channels: int = 1, side: int = SIDE) -> Tensor:
+    return torch.rand(batch, channels, side, side, generator=torch.Generator().manual_seed(1))
 
 
 class Rows:
@@ -56,46 +96,61 @@ class Rows:
     num_labels = 1
 
 
-@pytest.fixture(params=CASES, ids=lambda case: "-".join(map(str, case.values())))
-def config(request: pytest.FixtureRequest) -> ModelConfig:
-    return small_model(request.param)
-
-
 def tensors(output: Output) -> list[Tensor]:
-    return [x for x in (output.mask_logits_BKHW, output.class_logits_BN) if x is not None]
+    """The logits of the output and of its auxiliary outputs."""
+    own = [x for x in (output.mask_logits_BKHW, output.class_logits_BN) if x is not None]
+    return [*own, *(x for _, auxiliary in output.aux for x in tensors(auxiliary))]
 
 
-@pytest.mark.parametrize(("channels", "masks"), [(1, 1), (3, 2)])
-def test_outputs_are_logits_of_its_tasks(config: ModelConfig, channels: int, masks: int) -> None:
-    output = build(config, channels, masks)(images(2, channels))
+def assert_shapes(config: ModelConfig, channels: int, masks: int, side: int) -> None:
+    output = build(config, channels, masks)(images(2, channels, side))
     assert (output.mask_logits_BKHW is not None) == ("segmentation" in config.tasks)
     assert (output.class_logits_BN is not None) == ("classification" in config.tasks)
     if output.mask_logits_BKHW is not None:
-        assert output.mask_logits_BKHW.shape == (2, masks, SIZE, SIZE)
+        assert output.mask_logits_BKHW.shape == (2, masks, side, side)
     if output.class_logits_BN is not None:
         assert output.class_logits_BN.shape == (2, NUM_CLASSES)
+    for weight, auxiliary in output.aux:
+        assert weight > 0
+        assert all(len(x) == 2 and x.shape[1] in (masks, NUM_CLASSES) for x in tensors(auxiliary))
+
+
+@pytest.mark.parametrize(("channels", "masks"), [(1, 1), (3, 2)])
+def test_outputs_are_logits_of_its_tasks(variant: ModelConfig, channels: int, masks: int) -> None:
+    assert_shapes(variant, channels, masks, SIDE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ARCHITECTURES + VARIANTS, ids=_ids)
+def test_outputs_at_another_size(options: dict[str, Any]) -> None:
+    """Built for 64×64, and given slices of half that side, as a training that begins at half size does."""
+    config = small_model(options, 2 * SIDE)
+    assert_shapes(config, 3, 2, 2 * SIDE)
+    assert_shapes(config, 1, 1, max(config.smallest, SIDE))
 
 
 def test_outputs_are_logits_not_probabilities(config: ModelConfig) -> None:
     """With weights three times as large, logits leave [0, 1] on both sides; probabilities could not."""
-    model = build(config).eval()
+    model = build(config, num_masks=2).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)
-        values = torch.cat([x.flatten() for x in tensors(model(images(8)))])
-    assert values.min() < 0
-    assert values.max() > 1
+        outputs = tensors(model(images(8)))
+    for values in outputs:
+        assert values.min() < 0 or values.max() > 1
+    assert torch.cat([x.flatten() for x in outputs]).min() < 0
+    assert torch.cat([x.flatten() for x in outputs]).max() > 1
 
 
-def test_every_parameter_gets_a_gradient(config: ModelConfig) -> None:
-    model = build(config)
+def test_every_parameter_gets_a_gradient(variant: ModelConfig) -> None:
+    model = build(variant)
     Objective(Experiment().loss)(model(images()), Rows()).total.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_every_parameter_matters(config: ModelConfig) -> None:
-    """With targets for both tasks the gradient is not just there: it is not zero (but behind a dead ReLU)."""
-    model = build(config).double().eval()
+def test_every_parameter_matters(variant: ModelConfig) -> None:
+    """With targets for all outputs the gradient is not just there: it is not zero (but behind a dead ReLU)."""
+    model = build(variant).double().train()
     loss = sum((x**2).sum() for x in tensors(model(images(4).double())))
     assert isinstance(loss, Tensor)
     loss.backward()
@@ -150,14 +205,22 @@ def test_bfloat16_is_finite(config: ModelConfig) -> None:
 def test_a_size_it_cannot_take_is_refused(config: ModelConfig) -> None:
     if config.divisor == 1:
         pytest.skip("takes every size")
-    settings = {"data": {"image_size": SIZE + 1}, "model": config.model_dump(mode="json", exclude_none=True)}
-    with pytest.raises(ConfigError, match=f"data.image_size: {SIZE + 1} is not divisible by {config.divisor}"):
+    settings = {"data": {"image_size": SIDE + 1}, "model": config.model_dump(mode="json", exclude_none=True)}
+    with pytest.raises(ConfigError, match=f"data.image_size: {SIDE + 1} is not divisible by {config.divisor}"):
         Experiment.from_dict(settings)
 
 
-@pytest.mark.parametrize("name", architectures())
-def test_exports(name: str) -> None:
-    model = build(small_model({"name": name})).eval()
+def test_its_small_options_are_small() -> None:
+    """SMALL is what tests and first looks on a CPU use: under half a million weights each."""
+    for options in ARCHITECTURES:
+        count = sum(p.numel() for p in build(small_model(options)).parameters())
+        assert count < 500_000, f"{options['name']}: {count:,}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ARCHITECTURES + VARIANTS, ids=_ids)
+def test_exports(options: dict[str, Any]) -> None:
+    model = build(small_model(options)).eval()
     program = torch.export.export(model, (images(),), dynamic_shapes={"image_BCHW": {0: torch.export.Dim("batch")}})
     for a, b in zip(tensors(program.module()(images(5))), tensors(model(images(5))), strict=True):
         torch.testing.assert_close(a, b)

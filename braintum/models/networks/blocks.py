@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from braintum.models.registry import SegmenterConfig
+
 Norm = Literal["batch", "instance", "group"]
 
 
@@ -126,6 +128,18 @@ ATTENTION: dict[str, type[AttentionGate | SqueezeExcitation | CBAM]] = {
     "se": SqueezeExcitation,
     "cbam": CBAM,
 }
+
+
+def class_head(config: SegmenterConfig, channels: int, num_classes: int) -> nn.Module | None:
+    """Dropout and a linear layer on the means of the deepest features [B, channels]; None without `classify`.
+
+    The U-Net paper names dropout in its dense layers without a rate (section II-F): 0.5 unless told.
+    """
+    if not config.classify:
+        return None
+    return nn.Sequential(
+        nn.Dropout(0.5 if config.dropout is None else config.dropout), nn.Linear(channels, num_classes)
+    )
 
 
 def initialise(network: nn.Module) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from braintum.models.networks.blocks import ATTENTION, ConvBlock, Encoder, initialise
+from braintum.models.networks.blocks import ATTENTION, ConvBlock, Encoder, class_head, initialise
 from braintum.models.output import Output
 from braintum.models.unet import UNetConfig
 
@@ -25,11 +25,7 @@ class UNet(nn.Module):
         skip_channels = self.encoder.channels[:-1]
         self.decoder = nn.ModuleList(Up(channels, config) for channels in reversed(skip_channels))
         self.mask = nn.Conv2d(config.width, num_masks, 1)
-        self.classifier: nn.Module | None = None
-        if config.classify:
-            # The paper names dropout in its dense layers without a rate (section II-F): 0.5 unless told.
-            rate = 0.5 if config.dropout is None else config.dropout
-            self.classifier = nn.Sequential(nn.Dropout(rate), nn.Linear(self.encoder.channels[-1], num_classes))
+        self.classifier = class_head(config, self.encoder.channels[-1], num_classes)
         initialise(self)
 
     def forward(self, image_BCHW: Tensor) -> Output:
