@@ -54,7 +54,7 @@ def test_demo_ends_in_a_report_of_every_architecture(tmp_path: Path, capfd: pyte
 
 @pytest.fixture(scope="module")
 def table(demo_phantom: str) -> SliceTable:
-    return load_table(demo_phantom, SMOKE.experiment(SMOKE.architectures[0], {}).data)
+    return load_table(demo_phantom, SMOKE.experiment(next(iter(SMOKE.architectures)), {}).data)
 
 
 @pytest.mark.slow

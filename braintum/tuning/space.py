@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from braintum.config import Experiment, merge, parse_settings, read_settings
 from braintum.models.registry import architectures
@@ -77,11 +77,22 @@ class Scheduler(NamedPart):
     reduction: int | None = Field(None, ge=2)
 
 
+def _by_name(names: Any) -> Any:
+    """A list of architectures as a mapping without overrides of their own."""
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        if len(set(names)) < len(names):
+            raise ValueError("an architecture stands there twice")
+        return {name: {} for name in names}
+    return names
+
+
 class SearchSpace(Part):
     """A checked search space. `load` reads one; `suggest` and `experiment` turn it into trials."""
 
     name: str
-    architectures: tuple[str, ...] = Field(min_length=1)
+    architectures: Annotated[dict[str, dict[str, Any]], BeforeValidator(_by_name)] = Field(
+        min_length=1, description="a list, or a mapping of each to overrides of its own, {unet: {model.width: 8}}"
+    )
     joint: bool = Field(False, description="one study of all architectures, instead of one each")
     base: str | dict[str, Any] | None = Field(
         None, description="a recipe, a .yaml file (from the space's folder) or URL, or settings; None: the defaults"
@@ -105,12 +116,10 @@ class SearchSpace(Part):
 
     @field_validator("architectures")
     @classmethod
-    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _known(cls, names: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name in names:
             if name not in architectures():
                 raise ValueError(f"{name!r} is not an architecture; known: {', '.join(architectures())}")
-        if len(set(names)) < len(names):
-            raise ValueError("an architecture stands there twice")
         return names
 
     @field_validator("score", "objectives")
@@ -164,7 +173,8 @@ class SearchSpace(Part):
             raise ConfigError(f"{path}: {error}") from None
         for name in sorted(set(overrides or {}) & set(space.parameters)):
             raise ConfigError(f"--set {name}: is searched; to fix it take it out of `parameters` in {path}")
-        space = space.model_copy(update={"overrides": {**space.overrides, **(overrides or {})}})
+        own = {n: {p: v for p, v in o.items() if p not in (overrides or {})} for n, o in space.architectures.items()}
+        space = space.model_copy(update={"overrides": {**space.overrides, **(overrides or {})}, "architectures": own})
         try:
             check(space)
         except ConfigError as error:
@@ -178,8 +188,11 @@ class SearchSpace(Part):
         return self.base if isinstance(self.base, dict) else read_settings(self.base)
 
     def experiment(self, architecture: str, values: Mapping[str, Any]) -> Experiment:
-        """The Experiment of a trial: the base, the overrides, then the trial's values. Raises ConfigError."""
-        paths = {**self.overrides, **values, ARCHITECTURE: architecture}
+        """The Experiment of a trial: the base, the overrides (the architecture's own last), then the trial's values.
+
+        Raises ConfigError.
+        """
+        paths = {**self.overrides, **self.architectures[architecture], **values, ARCHITECTURE: architecture}
         return Experiment.from_dict(merge(self._base, paths), architecture)
 
     def fixed(self, architecture: str) -> dict[str, Any]:
@@ -199,6 +212,12 @@ class SearchSpace(Part):
             settings[name] = {f"{part}.{field}": v for part, fields in parts.items() for field, v in fields.items()}
             settings[name]["tasks"] = "both" if len(tasks) == 2 else next(iter(tasks))
         return settings
+
+    def may_exist(self, path: str, architecture: str) -> bool:
+        """Whether a parameter's conditions on what is fixed hold for an architecture; others depend on the trial."""
+        when = self.parameters[path].when
+        fixed = {cause: values for cause, values in when.items() if cause not in self.parameters}
+        return holds(fixed, self.fixed(architecture))
 
     def suggest(self, trial: optuna.trial.Trial, architecture: str | None = None) -> tuple[str, dict[str, Scalar]]:
         """Asks Optuna for an architecture (where none is given: a joint study) and for each parameter that exists.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from braintum.config import Experiment
 from braintum.models.registry import model_config_class
 from braintum.settings import ConfigError, Part
-from braintum.tuning.parameter import Scalar, allowed, holds, same
+from braintum.tuning.parameter import Scalar, allowed, same
 
 if TYPE_CHECKING:
     from braintum.tuning.space import SearchSpace
@@ -30,9 +30,10 @@ def check(space: SearchSpace) -> None:
         raise ConfigError(
             f"trials: {space.trials}: too few for {len(space.architectures)} architectures; give at least one each"
         )
-    if ARCHITECTURE in space.overrides or ARCHITECTURE in space.parameters:
+    fixed_or_searched = {*space.overrides, *space.parameters}.union(*space.architectures.values())
+    if ARCHITECTURE in fixed_or_searched:
         raise ConfigError(f"{ARCHITECTURE}: architectures are listed under `architectures`")
-    if "training.seed" in space.overrides or "training.seed" in space.parameters:
+    if "training.seed" in fixed_or_searched:
         raise ConfigError("training.seed: has no effect, since each trial has a seed of its own; set sampler.seed")
     bases = {architecture: space.experiment(architecture, {}) for architecture in space.architectures}
     metrics = {
@@ -81,7 +82,7 @@ def _check_conditions(space: SearchSpace, path: str) -> None:
         if cause == "tasks":
             possible: tuple[Scalar, ...] = TASKS
         elif cause == "model.name":
-            possible = space.architectures
+            possible = tuple(space.architectures)
         elif cause in before:
             parameter = space.parameters[cause]
             if parameter.choice is None and parameter.integer is None:
@@ -151,9 +152,8 @@ def _try(space: SearchSpace, architecture: str, values: Mapping[str, Any], what:
 def _contexts(space: SearchSpace, architecture: str, path: str) -> Iterator[dict[str, Scalar]]:
     """The ways in which a parameter comes to exist: values of the parameters that its conditions name."""
     parameter = space.parameters[path]
-    causes = [cause for cause in parameter.when if cause in space.parameters and cause != path]
-    fixed = {cause: values for cause, values in parameter.when.items() if cause not in causes}
-    if not holds(fixed, space.fixed(architecture)):
+    causes = [cause for cause in parameter.when if cause in space.parameters]
+    if path in causes or not space.may_exist(path, architecture):
         return
     options: list[list[dict[str, Scalar]]] = [
         [

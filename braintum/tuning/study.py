@@ -58,7 +58,7 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
     refuse_at_once(data_url, out, resume=resume)
     views = views_of(space)
     connect(progress)
-    slots = Slots.of(space.resources, space.experiment(space.architectures[0], {}).training.device)
+    slots = Slots.of(space.resources, space.experiment(next(iter(space.architectures)), {}).training.device)
     if not slots.filled:
         progress.say("no node has room for a trial yet: they wait until the cluster grows")
     tables = {name: share_table(data_url, data) for name, data in views.items()}

@@ -31,8 +31,9 @@ def views_of(space: SearchSpace) -> dict[str, Data]:
             searched[path] = [*parameter.choice, *([_ABSENT] if parameter.when else [])]
     views: dict[str, Data] = {}
     for name in space.architectures:
-        for values in product(*searched.values()):
-            given = {path: v for path, v in zip(searched, values, strict=True) if v is not _ABSENT}
+        may_exist = [path for path in searched if space.may_exist(path, name)]
+        for values in product(*(searched[path] for path in may_exist)):
+            given = {path: v for path, v in zip(may_exist, values, strict=True) if v is not _ABSENT}
             data = space.experiment(name, given).data
             views.setdefault(view(data), data)
     return views

@@ -71,6 +71,21 @@ def test_a_shipped_space_is_known_everywhere_by_its_name(
     assert SearchSpace.load(name).name == "small"  # a file comes first
 
 
+def test_architectures_may_have_overrides_of_their_own(make: Make) -> None:
+    own = {"unet": {"model.width": 2, "training.epochs": 3}, "joint_unet": {}}
+    space = SearchSpace.load(make(architectures=own, overrides={"model.width": 4, "training.epochs": 5}))
+    widths = {name: space.experiment(name, {}).to_dict()["model"]["width"] for name in space.architectures}
+    assert widths == {"unet": 2, "joint_unet": 4}
+    assert space.experiment("unet", {"training.epochs": 7}).training.epochs == 7  # what is searched comes last
+    assert space.shares() == {"unet": 2, "joint_unet": 2}
+    set_by_hand = SearchSpace.load(make(architectures=own), overrides={"training.epochs": 9})
+    assert {set_by_hand.experiment(name, {}).training.epochs for name in own} == {9}
+    assert (
+        SearchSpace.load(make(architectures=["unet"])).digest
+        == SearchSpace.load(make(architectures={"unet": {}})).digest
+    )
+
+
 def test_every_question_has_its_space() -> None:
     names = {path.stem for path in SHIPPED}
     assert names >= {"quick", "smoke", "learning_rate", "attention", "loss_weighting", "all_architectures"}
@@ -285,10 +300,13 @@ ALL = ["unet", "classifier", "joint_unet"]
     [
         ({"trails": 3}, "trails: no such field; fields: name, architectures"),
         ({"architectures": ["unet", "vgg"]}, "'vgg' is not an architecture; known: attention_unet"),
+        ({"architectures": {"unet": {"model.widht": 8}}}, "unet: model: widht: no such field"),
+        ({"architectures": {"unet": {"model.name": "joint_unet"}}}, "listed under `architectures`"),
+        ({"architectures": {"unet": {"training.seed": 1}}}, "training.seed: has no effect"),
         ({"architectures": ["unet", "unet"]}, "an architecture stands there twice"),
         ({"architectures": None}, "architectures: missing"),
         ({"name": "a/b"}, "space.yaml: name: 'a/b': expected letters A to Z, digits, _ and -, a letter or digit first"),
-        ({"architectures": []}, "architectures: []: expected 1 or more, found none"),
+        ({"architectures": []}, "architectures: expected 1 or more, found none"),
         ({"base": 3}, "space.yaml: base: 3: Input should be a valid string or an object"),
         ({"base": "papers/vgg"}, "recipes: fast"),
         ({"overrides": {"training.seed": 5}}, "training.seed: has no effect"),

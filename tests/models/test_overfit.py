@@ -1,0 +1,47 @@
+"""Every registered architecture, small, learns eight slices by heart: the proof that its parts are wired to learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from braintum.config import Experiment
+from braintum.data.ingest.phantom import ingest_phantom
+from braintum.data.table import SliceTable, load_table
+from braintum.models.registry import architectures, model_config_class
+from braintum.parts import Augment
+from braintum.training.fit import Fit
+
+SIDE, STEPS = 64, 600
+SETTINGS = {
+    "data": {"image_size": SIDE},
+    "optim": {"name": "adam", "lr": 3e-3, "clip_norm": 5},
+    "schedule": {"name": "one_cycle", "warmup_fraction": 0.1},
+    "augment": dict.fromkeys((name for name in Augment.model_fields if name != "test_time"), 0),
+    "training": {"epochs": STEPS, "batch_size": 8, "early_stopping": None, "weights": "last", "device": "cpu"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> SliceTable:
+    url = str(tmp_path_factory.mktemp("overfit") / "set")
+    ingest_phantom(url, cases=8, slices_per_case=1, size=SIDE)
+    return load_table(url, Experiment.from_dict(SETTINGS).data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", architectures())
+def test_it_overfits_eight_slices(name: str, table: SliceTable) -> None:
+    cls = model_config_class(name)
+    both = {"classify": True, "dropout": 0.0} if "classify" in cls.model_fields else {}
+    fit = Fit(
+        Experiment.from_dict({**SETTINGS, "model": {**cls.SMALL, **both, "name": name}}), table, np.arange(len(table))
+    )
+    reached: dict[str, float] = {}
+    for metrics in fit:
+        if metrics["epoch"] % 20 == 0:
+            reached = fit.score_rows(np.arange(len(table)))
+            if min(reached.get("dice", 1.0) - 0.95, reached.get("accuracy", 1.0) - 1.0) >= 0:
+                break
+    assert reached.get("dice", 1.0) > 0.95, reached
+    assert reached.get("accuracy", 1.0) == 1.0, reached
