@@ -58,7 +58,7 @@ def print_study(summary: Mapping[str, Any]) -> None:
     table = Table("architecture", "trial", *headings, title="Winners, cross-validated (mean ± SD over folds)")
     for name, best in ranked:
         cells = (text(mean_sd(best["crossval"].get(metric)), metric) for metric in names)
-        table.add_row(name, str(best["trial"]), *cells)
+        table.add_row(name, "–" if best["trial"] is None else str(best["trial"]), *cells)
     _print(table)
     for name, reason in summary.get("failed", {}).items():
         print(f"not ranked: {name}, {reason}")

@@ -105,7 +105,10 @@ def write_table(url: str, table: pa.Table) -> None:
     write_bytes(url, buffer.getvalue())
 
 
-def write_rows(url: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a Parquet file of rows whose keys may differ; what a row lacks is null."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    write_table(url, pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows]))
+def write_rows(url: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Writes a Parquet file of rows whose keys may differ; what a row lacks is null.
+
+    `columns` stand first, and are there without any row too.
+    """
+    names = dict.fromkeys([*columns, *(name for row in rows for name in row)])
+    write_table(url, pa.table({name: pa.array([row.get(name) for row in rows]) for name in names}))

@@ -21,10 +21,9 @@ def settings_files(results: Results) -> dict[str, str]:
     if results.study:
         space = results.study.about["space"]
         parameters = {path: _given(parameter) for path, parameter in space["parameters"].items()}
-        trials = sum(results.summary["trials"].values())
         written = {
-            **space, "scheduler": _given(space["scheduler"]), "parameters": parameters, "trials": trials,
-            "resources": results.summary["resources"],
+            **space, "scheduler": _given(space["scheduler"]), "parameters": parameters,
+            "trials": sum(results.summary["trials"].values()), "resources": results.summary["resources"],
         }  # fmt: skip
         files[SPACE] = _yaml(written)
     return files

@@ -108,6 +108,8 @@ def _caveats(results: Results) -> list[str]:
     """What a reader must know before believing the numbers."""
     if not results.study:
         return []
+    if not results.study.trials:
+        return ["A comparison: each architecture with its own settings, none of them chosen on these slices."]
     return [
         "Each architecture's best configuration was trained again on every fold and scored on the part held out. "
         "The search chose these configurations by their scores on the same folds, so the numbers lean to the "
@@ -151,7 +153,7 @@ def _facts(results: Results) -> dict[str, str]:
     if cases:
         facts["scored"] += f", of {cases['cases']:,} cases"
     facts["held out"] = _held_out(entry, card)
-    if results.study:
+    if results.study and results.study.trials:
         facts["trials"] = str(len(results.study.trials))
     spent = {
         "run": "training time",

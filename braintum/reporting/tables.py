@@ -189,8 +189,8 @@ def classes(entry: Entry) -> Table | None:
 
 
 def trials(results: Results, most: int = 8) -> Table | None:
-    """The best trials of each architecture, with the values that the search chose."""
-    if results.study is None:
+    """The best trials of each architecture, with the values that the search chose; None where nothing was searched."""
+    if results.study is None or not results.study.trials:
         return None
     every = results.study.trials
     varied = sorted({path for trial in every for path in trial.params})

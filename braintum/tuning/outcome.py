@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -17,13 +17,30 @@ from braintum.tuning.trial import HISTORY, TrialSpec
 Records = list[dict[str, Any]]
 
 
-def winner(space: SearchSpace, trial: FrozenTrial) -> Experiment:
-    """A trial's settings with a fresh seed: its own was chosen with them, by luck too."""
-    experiment = Experiment.from_dict(json.loads(trial.user_attrs[SPEC])["experiment"])
-    return experiment.with_overrides({"training.seed": seed_of(space.sampler.seed, "winner")})
+class Winner(NamedTuple):
+    """An architecture's settings with a fresh seed: that of the trial was chosen with them, by luck too.
+
+    `trial` and its selection `score` are None in a comparison, which has no trials.
+    """
+
+    experiment: Experiment
+    trial: int | None
+    score: float | None
 
 
-def best_of(space: SearchSpace, studies: dict[str, Study]) -> dict[str, FrozenTrial]:
+def winners(space: SearchSpace, studies: dict[str, Study]) -> dict[str, Winner]:
+    """The best trial of each architecture that has a complete one; of a comparison, each architecture as it is."""
+    seed = {"training.seed": seed_of(space.sampler.seed, "winner")}
+    if not space.parameters:
+        return {name: Winner(space.experiment(name, seed), None, None) for name in space.architectures}
+    found = {}
+    for name, trial in _best_trials(space, studies).items():
+        experiment = Experiment.from_dict(json.loads(trial.user_attrs[SPEC])["experiment"])
+        found[name] = Winner(experiment.with_overrides(seed), trial.number, trial.value)
+    return found
+
+
+def _best_trials(space: SearchSpace, studies: dict[str, Study]) -> dict[str, FrozenTrial]:
     """The complete trial with the best selection score, of each architecture that has one."""
     best: dict[str, FrozenTrial] = {}
     for study in studies.values():
@@ -67,6 +84,12 @@ def trials_and_history(studies: dict[str, Study]) -> tuple[Records, Records]:
             )
     return trials, epochs
 
+
+TRIAL_COLUMNS = (
+    "study", "number", "architecture", "state", "score", "epochs", "folds_done", "seconds", "params", "failure",
+    "directory", "start", "end",
+)  # fmt: skip
+"""Of `trials.parquet`, which a comparison leaves empty."""
 
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 

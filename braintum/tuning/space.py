@@ -87,7 +87,11 @@ def _by_name(names: Any) -> Any:
 
 
 class SearchSpace(Part):
-    """A checked search space. `load` reads one; `suggest` and `experiment` turn it into trials."""
+    """A checked search space. `load` reads one; `suggest` and `experiment` turn it into trials.
+
+    One without `parameters` is a comparison: there is nothing to choose, so it has no trials, and each architecture is
+    cross-validated with its own settings.
+    """
 
     name: str
     architectures: Annotated[dict[str, dict[str, Any]], BeforeValidator(_by_name)] = Field(
@@ -99,13 +103,22 @@ class SearchSpace(Part):
     )
     overrides: dict[str, Any] = Field({}, description="path: value, on top of the base")
     folds: int | None = Field(None, ge=2, description="None: all that the source has, else 5")
-    trials: int = Field(ge=1, description="in all, shared out equally among the architectures")
+    trials: int = Field(0, ge=0, description="in all, shared out equally among the architectures")
     resources: Resources = Resources()
     score: dict[str, float] = Field({"dice": 0.5, "macro_f1": 0.5}, min_length=1, description="metric: weight")
     objectives: tuple[str, ...] = Field((), description="metrics whose Pareto front the study's summary names")
     sampler: Sampler = Sampler()
     scheduler: Scheduler = Field(default_factory=lambda: Scheduler.model_validate({}))
-    parameters: dict[str, Parameter] = Field(min_length=1)
+    parameters: dict[str, Parameter] = Field({}, description="what is searched; without any it is a comparison")
+
+    @model_validator(mode="after")
+    def _has_something_to_try(self) -> Self:
+        if self.parameters and not self.trials:
+            raise ValueError("trials: expected 1 or more, found none")
+        for field in ("trials", "joint", "objectives"):
+            if not self.parameters and getattr(self, field):
+                raise ValueError(f"{field}: has no effect without parameters: nothing is searched. Leave it out")
+        return self
 
     @field_validator("name")
     @classmethod
@@ -245,7 +258,12 @@ class SearchSpace(Part):
         return {ARCHITECTURE: architecture, **values} if self.joint else values
 
     def shares(self) -> dict[str, int]:
-        """Studies by name and the trials of each: one for every architecture, or one joint study of all."""
+        """Studies by name and the trials of each: one for every architecture, or one joint study of all.
+
+        None of a comparison.
+        """
+        if not self.parameters:
+            return {}
         if self.joint:
             return {self.name: self.trials}
         each, rest = divmod(self.trials, len(self.architectures))

@@ -26,7 +26,7 @@ def check(space: SearchSpace) -> None:
     """Raises ConfigError, one line, for the first thing in the space that cannot be used."""
     from braintum.tuning.space import ARCHITECTURE, METRIC_TASK
 
-    if not space.joint and space.trials < len(space.architectures):
+    if space.parameters and not space.joint and space.trials < len(space.architectures):
         raise ConfigError(
             f"trials: {space.trials}: too few for {len(space.architectures)} architectures; give at least one each"
         )
@@ -52,7 +52,7 @@ def check(space: SearchSpace) -> None:
             f"architecture; the architectures are {', '.join(space.architectures)}"
         )
     fewest = min(base.training.epochs for base in bases.values()) * (space.folds or 1)
-    if space.scheduler.name == "asha" and space.scheduler.option("grace_epochs") >= fewest:
+    if space.parameters and space.scheduler.name == "asha" and space.scheduler.option("grace_epochs") >= fewest:
         raise ConfigError(f"scheduler.grace_epochs: must be less than the epochs of a trial, {fewest}")
     for path in space.parameters:
         _check_conditions(space, path)

@@ -18,7 +18,6 @@ import optuna
 import pyarrow as pa
 import ray
 from optuna.study import Study
-from optuna.trial import FrozenTrial
 from ray import tune
 
 from braintum import storage
@@ -29,7 +28,7 @@ from braintum.training.fit import Diverged
 from braintum.training.progress import Progress
 from braintum.training.run import prepare_out, refuse_at_once, versions
 from braintum.training.worker import MAX_FAILURES, TrainingFailed, connect
-from braintum.tuning.outcome import best_of, counts, pareto, trials_and_history, winner
+from braintum.tuning.outcome import TRIAL_COLUMNS, Winner, counts, pareto, trials_and_history, winners
 from braintum.tuning.searcher import OptunaSearcher, StudySchedulers, seed_of
 from braintum.tuning.slots import Slots
 from braintum.tuning.space import SearchSpace
@@ -75,7 +74,7 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
         left = sum(space.shares().values()) - _ended(studies)
         if left <= 0 and storage.exists(summary_url):
             known: dict[str, Any] = storage.read_json(summary_url)
-            if not known.get("failed", {}).keys() & best_of(space, studies).keys():
+            if not known.get("failed", {}).keys() & winners(space, studies).keys():
                 return known
         storage.remove(summary_url)  # it is of fewer trials; if this start is stopped, the next one must not return it
         progress.expect(left)
@@ -85,10 +84,10 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
             _tune(space, studies, left, data_url, out, tables, folds, slots, watch)
         seconds = time.monotonic() - searched
         trials, history = trials_and_history(studies)
-        best = best_of(space, studies)
+        best = winners(space, studies)
     failed = {name: "no trial finished all folds" for name in space.architectures if name not in best}
-    storage.write_rows(storage.join(out, "trials.parquet"), trials)
-    storage.write_rows(storage.join(out, "history.parquet"), history)
+    storage.write_rows(storage.join(out, "trials.parquet"), trials, TRIAL_COLUMNS)
+    storage.write_rows(storage.join(out, "history.parquet"), history, ("run", "architecture", "epoch", "score"))
     if not best:
         reason = next((trial["failure"] for trial in trials if trial["failure"]), "")
         ended = ", ".join(f"{count} {state}" for state, count in counts(trials).items())
@@ -113,7 +112,7 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
 
 def _crossvalidate(
     space: SearchSpace,
-    best: dict[str, FrozenTrial],
+    best: dict[str, Winner],
     data_url: str,
     out: str,
     tables: dict[str, ray.ObjectRef[SliceTable]],
@@ -127,15 +126,16 @@ def _crossvalidate(
     StudyFailed where that is all of them.
     """
     found, predictions = {}, []
-    for name, trial in best.items():
-        experiment = winner(space, trial)
+    for name, (experiment, trial, score) in best.items():
         storage.write_bytes(storage.join(out, "best", f"{name}.yaml"), experiment.to_yaml().encode())
         place = storage.join(out, "crossval", name)
         before = storage.join(place, "experiment.json")
         same = storage.exists(before) and storage.read_json(before)["experiment"] == experiment.to_dict()
         if not same:
             storage.remove(place)  # more trials found another winner, or it was stopped before anything was written
-        progress.say(f"cross-validating the best {name} (trial {trial.number})")
+        progress.say(
+            f"cross-validating {name}" if trial is None else f"cross-validating the best {name} (trial {trial})"
+        )
         try:
             result = crossval(
                 experiment, data_url, place, folds=space.folds, workers=slots.workers, at_once=slots.count,
@@ -143,13 +143,14 @@ def _crossvalidate(
             )  # fmt: skip
         except (Diverged, TrainingFailed) as error:
             cause = getattr(error, "cause", error)  # what Ray wraps when a task raises it
+            which = "its settings" if trial is None else f"trial {trial}"
             diverged = " diverged with another seed" if isinstance(error, Diverged) else ""
-            failed[name] = f"trial {trial.number}{diverged}: {cause}"
+            failed[name] = f"{which}{diverged}: {cause}"
             continue
         predictions.append(storage.read_table(storage.join(place, "predictions.parquet")))
         found[name] = {
-            "trial": trial.number,
-            "score": trial.value,
+            "trial": trial,
+            "score": score,
             "experiment": experiment.to_dict(),
             "crossval": result["over_folds"],
             "hd_unit": result["hd_unit"],

@@ -108,6 +108,26 @@ def test_study_ends_in_winners_that_were_cross_validated(tiny_phantom: str, tmp_
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_a_comparison_has_no_trials(tiny_phantom: str, tmp_path: Path) -> None:
+    """Without parameters nothing is searched: every architecture is cross-validated as the space says."""
+    out = tmp_path / "study"
+    architectures = {"unet": {"optim.lr": 3e-3}, "joint_unet": {}}
+    compared = space(tmp_path, architectures=architectures, parameters={}, trials=0)
+    summary = search(compared, tiny_phantom, str(out), progress=quiet())
+    assert summary["trials"] == {"complete": 0, "pruned": 0, "failed": 0}
+    rates = {name: best["experiment"]["optim"]["lr"] for name, best in summary["best"].items()}
+    assert rates == {"unet": 3e-3, "joint_unet": compared.experiment("joint_unet", {}).optim.lr}
+    assert all(best["trial"] is None and best["crossval"]["dice_all"]["n"] == 2 for best in summary["best"].values())
+    finished = (out / "crossval" / "unet" / "summary.json").stat().st_mtime_ns
+    assert search(compared, tiny_phantom, str(out), resume=True, progress=quiet()) == summary
+    assert (out / "crossval" / "unet" / "summary.json").stat().st_mtime_ns == finished
+    page = Path(report(str(out))).read_text()
+    assert "none of them chosen on these slices" in page
+    again = SearchSpace.load(out / "report" / "space.yaml")
+    assert again.digest == compared.digest
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_stopped_trials_are_told_as_pruned_and_diverged_ones_as_failed(tiny_phantom: str, tmp_path: Path) -> None:
     out = tmp_path / "study"
     changes: dict[str, Any] = {
