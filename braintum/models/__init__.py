@@ -7,6 +7,8 @@ by an entry point of the group `braintum.models` that names the module with its 
 from importlib.metadata import entry_points
 
 from braintum.models import classifier as classifier
+from braintum.models import deeplabv3plus as deeplabv3plus
+from braintum.models import nnunet as nnunet
 from braintum.models import unet as unet
 
 for _entry in entry_points(group="braintum.models"):
