@@ -7,6 +7,7 @@ by an entry point of the group `braintum.models` that names the module with its 
 from importlib.metadata import entry_points
 
 from braintum.models import classifier as classifier
+from braintum.models import medformer as medformer
 from braintum.models import unet as unet
 
 for _entry in entry_points(group="braintum.models"):
