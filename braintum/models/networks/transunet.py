@@ -55,11 +55,11 @@ class TransUNet(nn.Module):
         """The tensors of timm's `vit_base_r50_s16_224` or `vit_base_patch16_224` that this network has a place for.
 
         Class token and head are left out, position embeddings resized to this grid. A patch embedding of larger
-        patches is left out too: here it stands on the ResNet's map.
+        patches is left out too: here it stands on the ResNet's map. Other shapes are as given, not compared.
         """
-        own = self.state_dict()
         encoder = ("patch_embed.", "pos_embed", "blocks.", "norm.")
-        found = {name: x for name, x in weights.items() if name.startswith(encoder) and name in own}
+        own = {name for name in self.state_dict() if name.startswith(encoder)}
+        found = {name: x for name, x in weights.items() if name in own}
         projection = found.get("patch_embed.proj.weight")
         if projection is not None and projection.shape[2:] != (1, 1):
             del found["patch_embed.proj.weight"], found["patch_embed.proj.bias"]
@@ -71,7 +71,7 @@ class TransUNet(nn.Module):
 
 
 def resize_positions(position_1TD: Tensor, height: int, width: int) -> Tensor:
-    """Embeddings of a square grid of positions for another: [1, height × width, D], bilinear as in the public code."""
+    """Embeddings of a square grid of positions for another one: [1, height × width, D]; bilinear, as in public code."""
     side = math.isqrt(position_1TD.shape[1])
     if (height, width) == (side, side):
         return position_1TD
