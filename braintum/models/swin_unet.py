@@ -22,7 +22,7 @@ class SwinUNetConfig(SegmenterConfig):
     the encoder. Slices of 224 px give it the published windows.
     """
 
-    SMALL: ClassVar[dict[str, Any]] = {"width": 16, "stages": 3, "heads": 2, "window": 4, "drop_path": 0.0}
+    SMALL: ClassVar[dict[str, Any]] = {"width": 24, "stages": 3, "heads": 3, "window": 4, "drop_path": 0.0}
 
     name: str = "swin_unet"
     width: int = Field(96, ge=1, description="features of a token in the first stage")

@@ -22,7 +22,7 @@ class Block(nn.Module):
         self, width: int, heads: int, window: int, shifted: bool, mlp_ratio: float = 4.0, drop_path: float = 0.0
     ) -> None:
         super().__init__()
-        self.window, self.shifted, self.drop_path = window, shifted, drop_path
+        self.shifted, self.drop_path = shifted, drop_path
         self.norm1 = nn.LayerNorm(width)
         self.attn = WindowAttention(width, heads, window)
         self.norm2 = nn.LayerNorm(width)
