@@ -7,6 +7,9 @@ by an entry point of the group `braintum.models` that names the module with its 
 from importlib.metadata import entry_points
 
 from braintum.models import classifier as classifier
+from braintum.models import densenet as densenet
+from braintum.models import googlenet as googlenet
+from braintum.models import resnet as resnet
 from braintum.models import unet as unet
 
 for _entry in entry_points(group="braintum.models"):
