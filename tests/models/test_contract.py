@@ -130,12 +130,17 @@ def test_outputs_at_another_size(options: dict[str, Any]) -> None:
 
 
 def test_outputs_are_logits_not_probabilities(config: ModelConfig) -> None:
-    """With weights three times as large, logits leave [0, 1] on both sides; probabilities could not."""
-    model = build(config, num_masks=2).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3)
-        outputs = tensors(model(images(8)))
+    """With weights three times as large, logits leave [0, 1] on both sides; probabilities could not.
+
+    Of several networks: the few logits of one untrained classifier may all have one sign.
+    """
+    outputs = []
+    for seed in range(4):
+        model = build(config, num_masks=2, seed=seed).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(3)
+            outputs += tensors(model(images(8)))
     for values in outputs:
         assert values.min() < 0 or values.max() > 1
     assert torch.cat([x.flatten() for x in outputs]).min() < 0

@@ -1,0 +1,49 @@
+"""Options of `densenet`: Huang et al. 2017, "Densely Connected Convolutional Networks" (DenseNet-BC)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from braintum.models.registry import ModelConfig, Task, register
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@register("densenet")
+class DenseNetConfig(ModelConfig):
+    """A stem, blocks of layers that each see all layers before, transitions that halve channels and side (table 1).
+
+    The BrainTumNet paper compares with "DenseNet" and does not say which: 121 layers are chosen here.
+    """
+
+    SMALL: ClassVar[dict[str, Any]] = {"width": 16, "growth": 8, "blocks": [2, 4, 4]}
+
+    name: str = "densenet"
+    width: int = Field(64, ge=1, description="channels of the stem; published: twice the growth")
+    growth: int = Field(32, ge=1, description="channels that each layer adds")
+    blocks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (6, 12, 24, 16),
+        min_length=1,
+        description="layers of each block; 6, 12, 24, 16 is DenseNet-121; 6, 12, 32, 32 is DenseNet-169",
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="before the last layer; published without")
+
+    @property
+    def tasks(self) -> frozenset[Task]:
+        return frozenset(("classification",))
+
+    @property
+    def smallest(self) -> int:
+        """Batch norm cannot train on a last block of one pixel in a batch of one slice: it needs two pixels.
+
+        The stem rounds up twice (two strides of 2), transitions round down.
+        """
+        return (4 << len(self.blocks)) - 3
+
+    def build(self, in_channels: int, num_classes: int, num_masks: int) -> nn.Module:
+        from braintum.models.networks.densenet import DenseNet
+
+        return DenseNet(self, in_channels, num_classes)
