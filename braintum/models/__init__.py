@@ -8,13 +8,13 @@ from importlib.metadata import entry_points
 
 from braintum.models import classifier as classifier
 from braintum.models import deeplabv3plus as deeplabv3plus
-from braintum.models import medformer as medformer
-from braintum.models import nnunet as nnunet
-from braintum.models import swin_unet as swin_unet
-from braintum.models import transunet as transunet
 from braintum.models import densenet as densenet
 from braintum.models import googlenet as googlenet
+from braintum.models import medformer as medformer
+from braintum.models import nnunet as nnunet
 from braintum.models import resnet as resnet
+from braintum.models import swin_unet as swin_unet
+from braintum.models import transunet as transunet
 from braintum.models import unet as unet
 
 for _entry in entry_points(group="braintum.models"):
