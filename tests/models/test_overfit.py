@@ -15,8 +15,8 @@ from braintum.training.fit import Fit
 SIDE, STEPS = 64, 600
 SETTINGS = {
     "data": {"image_size": SIDE},
-    "optim": {"name": "adam", "lr": 3e-3, "clip_norm": 5},
-    "schedule": {"name": "one_cycle", "warmup_fraction": 0.1},
+    "optim": {"name": "adam", "lr": 1e-3},
+    "schedule": {"name": "constant"},
     "augment": dict.fromkeys((name for name in Augment.model_fields if name != "test_time"), 0),
     "training": {"epochs": STEPS, "batch_size": 8, "early_stopping": None, "weights": "last", "device": "cpu"},
 }  # fmt: skip
