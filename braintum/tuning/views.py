@@ -13,6 +13,7 @@ from braintum.data.table import SliceTable
 from braintum.parts import Data
 from braintum.settings import ConfigError
 from braintum.training.fit import refuse_without_targets, usable_rows
+from braintum.tuning.parameter import holds
 from braintum.tuning.space import SearchSpace
 
 
@@ -33,9 +34,19 @@ def views_of(space: SearchSpace) -> dict[str, Data]:
     for name in space.architectures:
         for values in product(*searched.values()):
             given = {path: v for path, v in zip(searched, values, strict=True) if v is not _ABSENT}
+            if not _occurs(space, name, given):
+                continue
             data = space.experiment(name, given).data
             views.setdefault(view(data), data)
     return views
+
+
+def _occurs(space: SearchSpace, architecture: str, given: dict[str, Any]) -> bool:
+    """Whether these values can meet: false where the condition of one says that it cannot be with the others."""
+    facts = {**space.fixed(architecture), **given}
+    asked = {path: space.parameters[path].when for path in given}
+    known = facts.keys() | {path for path in space.parameters if path.startswith("data.")}
+    return all(holds({p: v for p, v in when.items() if p in known}, facts) for when in asked.values())
 
 
 _ABSENT = object()
