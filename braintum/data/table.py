@@ -86,8 +86,8 @@ def load_table(url: str, data: Data, boxes: Mapping[str, Box] | None = None) -> 
 def class_index(card: Card, data: Data, url: str) -> dict[str, int]:
     """Label → index of its class. Raises DataError for a label or a region that the dataset does not have."""
     region = "tumour" if data.region == "crop" else data.region
-    if region != "whole" and region not in card.masks:
-        masks = f"its masks: {', '.join(card.masks)}" if card.masks else "it has no masks"
+    if region != "whole" and not (card.num_masks and region in card.masks):
+        masks = f"its masks: {', '.join(card.masks)}" if card.num_masks else "it has no masks"
         raise DataError(f"data.region: {data.region!r} needs a mask of the {region}, which {url} lacks; {masks}")
     classes = data.classes if data.classes is not None else {label: (label,) for label in card.classes}
     index = {label: i for i, labels in enumerate(classes.values()) for label in labels}

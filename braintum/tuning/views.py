@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from itertools import product
 from typing import Any
 
@@ -34,19 +35,24 @@ def views_of(space: SearchSpace) -> dict[str, Data]:
     for name in space.architectures:
         for values in product(*searched.values()):
             given = {path: v for path, v in zip(searched, values, strict=True) if v is not _ABSENT}
-            if not _occurs(space, name, given):
+            if not _occurs(space, name, given, searched):
                 continue
             data = space.experiment(name, given).data
             views.setdefault(view(data), data)
     return views
 
 
-def _occurs(space: SearchSpace, architecture: str, given: dict[str, Any]) -> bool:
-    """Whether these values can meet: false where the condition of one says that it cannot be with the others."""
+def _occurs(space: SearchSpace, architecture: str, given: dict[str, Any], searched: Collection[str]) -> bool:
+    """Whether a trial can have these of the searched settings, and lack the others, as far as conditions tell here."""
     facts = {**space.fixed(architecture), **given}
-    asked = {path: space.parameters[path].when for path in given}
-    known = facts.keys() | {path for path in space.parameters if path.startswith("data.")}
-    return all(holds({p: v for p, v in when.items() if p in known}, facts) for when in asked.values())
+    for path in searched:
+        when = space.parameters[path].when
+        known = {cause: values for cause, values in when.items() if cause in facts or cause in searched}
+        if path in given and not holds(known, facts):
+            return False
+        if path not in given and known == when and holds(when, facts):
+            return False
+    return True
 
 
 _ABSENT = object()
