@@ -37,7 +37,8 @@ from torch.nn import functional as F
 from braintum import storage
 from braintum.config import Experiment
 from braintum.data.images import Box, box_around
-from braintum.data.table import read_images, view
+from braintum.data.table import read_images
+from braintum.data.view import view
 from braintum.evaluation.cascade import as_one
 from braintum.evaluation.predict import decode_mask
 from braintum.evaluation.summary import summarise

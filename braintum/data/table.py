@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from braintum.data.images import Box, box_around, pack_mask, resize_image, resize_mask, unpack_mask
+from braintum.data.images import Box, box_around, pack_mask, unpack_mask
 from braintum.data.schema import MASKS, TUMOUR, Card, DataError, Shard, refuse_names
 from braintum.data.shards import read_card, read_shard
+from braintum.data.view import View, view
 from braintum.parts import Data
 
 
@@ -96,33 +97,6 @@ def class_index(card: Card, data: Data, url: str) -> dict[str, int]:
             known = ", ".join(card.classes) or "none"
             raise DataError(f"data.classes: {label!r} is no label of {url}; its labels: {known}")
     return index
-
-
-class View(NamedTuple):
-    """What is seen of one slice, at the size trained on; the types and the meaning are those of `Slices`."""
-
-    image_CHW: NDArray[np.uint8] | NDArray[np.float16]
-    mask_HW: NDArray[np.uint8]
-    low_C: NDArray[np.float32]
-    high_C: NDArray[np.float32]
-
-
-def view(image_CHW: NDArray[Any], mask_HW: NDArray[np.uint8] | None, data: Data, box: Box | None = None) -> View | None:
-    """What `data` shows of a slice at the source's size, or of a `box` cut out of it; None where that is nothing."""
-    side = data.image_size
-    if box is not None:
-        image_CHW, mask_HW = image_CHW[:, *box], None if mask_HW is None else mask_HW[box]
-    image_CHW = resize_image(image_CHW, side, side)
-    if image_CHW.dtype != np.uint8:
-        image_CHW = _min_max(image_CHW)
-    low_C, high_C = image_CHW.min(axis=(1, 2)), image_CHW.max(axis=(1, 2))
-    mask_HW = np.zeros((side, side), np.uint8) if mask_HW is None else resize_mask(mask_HW, side, side)
-    if data.region in MASKS:
-        hidden_HW = mask_HW != MASKS.index(data.region) + 1
-        if hidden_HW.all():
-            return None
-        image_CHW = np.where(hidden_HW, low_C[:, None, None], image_CHW)
-    return View(image_CHW, mask_HW, low_C.astype(np.float32), high_C.astype(np.float32))
 
 
 def decode_shard(
@@ -261,10 +235,3 @@ def pixels(column: pa.ChunkedArray, shape: tuple[int, ...], dtype: str) -> NDArr
     count = len(array) * int(np.prod(shape))
     start = array.offset * int(np.prod(shape)) * np.dtype(dtype).itemsize
     return np.frombuffer(array.buffers()[1], dtype, count, start).reshape(len(array), *shape)
-
-
-def _min_max(image_CHW: NDArray[np.uint16]) -> NDArray[np.float16]:
-    """Each channel to [0, 1] before it is cut to 11 bits; a constant one to 0."""
-    low, high = (f(image_CHW, axis=(1, 2), keepdims=True).astype(np.float32) for f in (np.min, np.max))
-    scaled: NDArray[np.float16] = ((image_CHW - low) / np.maximum(high - low, 1)).astype(np.float16)
-    return scaled
