@@ -20,7 +20,7 @@ from typing import Annotated, Any, TypeGuard
 
 import typer
 
-from braintum.config import Experiment, json_schema, merge, parse_overrides, parse_settings
+from braintum.config import Experiment, json_schema, merge, parse_overrides, parse_settings, read_settings
 from braintum.models.registry import architectures, model_config_class
 from braintum.settings import ConfigError
 
@@ -73,7 +73,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with what --out ho
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, all else to stderr.")]
 Summary = Mapping[str, Any]
 
-RESUMABLE = ("train", "crossval", "search")
+RESUMABLE = ("train", "crossval", "cascade", "search")
 
 
 @ingest.command("folder")
@@ -160,6 +160,49 @@ def crossval(
 
 
 @app.command()
+def cascade(
+    data: DataUrl,
+    out: OutUrl,
+    segmenter: Annotated[
+        str | None, typer.Option(callback=_given, help="The first stage: what --config of train takes.")
+    ] = None,
+    classifier: Annotated[
+        str | None,
+        typer.Option(callback=_given, help="The second: the same; its data.region is crop where it is whole there."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A part's setting, such as classifier.optim.lr=3e-4; repeatable."),
+    ] = None,
+    folds: Folds = None,
+    workers: Workers = 1,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Trains a segmenter and a classifier of the crop that it finds, once a fold each, and scores them as one model."""
+    of_part: dict[str, list[str]] = {"segmenter": [], "classifier": []}
+    for setting in settings or []:
+        part, _, assignment = setting.partition(".")
+        if part not in of_part:
+            raise ConfigError(f"--set {setting}: expected segmenter.part.field=value, or classifier.part.field=value")
+        of_part[part].append(assignment)
+    stages = {}
+    for part, config in (("segmenter", segmenter), ("classifier", classifier)):
+        try:
+            crop = ["data.region=crop"] if part == "classifier" and _sees_whole(config) else []
+            stages[part] = _experiment(config, [*crop, *of_part[part]])
+        except ConfigError as error:
+            raise ConfigError(f"{part}: {error}") from None
+    from braintum.console import print_crossval
+    from braintum.training.cascade import cascade as run
+    from braintum.training.progress import Progress
+
+    with _stdout_for(as_json), Progress("cascade") as progress:
+        summary = run(**stages, data_url=data, out=out, folds=folds, workers=workers, resume=resume, progress=progress)
+    _show(summary, as_json, print_crossval)
+
+
+@app.command()
 def search(
     space: Annotated[
         str,
@@ -204,7 +247,7 @@ def report(
 
 @app.command()
 def models(as_json: Json = False) -> None:
-    """Lists the architectures and their options."""
+    """Lists the architectures and their options, and the composition of two: `cascade`."""
     from braintum.console import print_models
 
     experiments = {name: Experiment.load(None, {"model.name": name}) for name in architectures()}
@@ -218,6 +261,11 @@ def models(as_json: Json = False) -> None:
             },
         }
         for name, experiment in experiments.items()
+    }
+    listing["cascade"] = {
+        "tasks": ["classification", "segmentation"],
+        "options": {},
+        "composition": ["segmenter", "classifier"],
     }
     _show(listing, as_json, print_models)
 
@@ -269,17 +317,27 @@ def _experiment(config: str | None, settings: list[str] | None) -> Experiment:
     return experiment
 
 
+def _sees_whole(config: str | None) -> bool:
+    """Whether a configuration says `data.region: whole`, or nothing about it."""
+    data = _settings(config).get("data")
+    return not isinstance(data, dict) or data.get("region", "whole") == "whole"
+
+
 def _load(config: str | None, overrides: Mapping[str, Any]) -> Experiment:
+    return Experiment.from_dict(merge(_settings(config), overrides), config or "defaults")
+
+
+def _settings(config: str | None) -> dict[str, Any]:
     """A URL is read here: the package's configurations know no file systems."""
     if config is None or "://" not in config:
-        return Experiment.load(config, overrides)
+        return read_settings(config)
     from braintum.storage import read_bytes
 
     try:
         text = read_bytes(config)
     except FileNotFoundError:
         raise ConfigError(f"{config}: no such file") from None
-    return Experiment.from_dict(merge(parse_settings(text, config), overrides), config)
+    return parse_settings(text, config)
 
 
 @contextlib.contextmanager

@@ -60,6 +60,11 @@ class Experiment(Part):
                 f"data.image_size: {self.data.image_size} is too small for {self.model.name} with these options, "
                 f"which needs {self.model.smallest} or more"
             )
+        if self.data.region != "whole" and "segmentation" in self.model.tasks:
+            raise ValueError(
+                f"data.region: {self.data.region!r} would show {self.model.name} what it has to find; set it to whole, "
+                "or choose a model that only classifies"
+            )
         if self.training.half_size and self.needs_validation:
             raise ValueError(
                 "training.half_size: choices inside a run compare its epochs, and those at half size do not compare: "
@@ -102,7 +107,7 @@ class Experiment(Part):
     @property
     def digest(self) -> str:
         """16 hex digits that stay the same for the same resolved settings."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+        return digest_of(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, resolved, as plain JSON types; `from_dict` reads them back."""
@@ -133,11 +138,22 @@ class Experiment(Part):
         return type(self).from_dict(merge(self.to_dict(), overrides), "overrides")
 
 
+def digest_of(settings: Mapping[str, Any]) -> str:
+    """16 hex digits that name plain settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
 _OF_TASK: dict[Task, tuple[str, ...]] = {
     "segmentation": ("loss.segmentation", "loss.segmentation_weight"),
     "classification": ("loss.classification_weight", "loss.class_weights", "loss.label_smoothing"),
 }
 """Settings of one task, without effect on an architecture that lacks it."""
+
+_BELONGS: dict[str, tuple[str, str]] = {
+    "training.weights": ("average", "average_decay"),
+    "data.region": ("crop", "margin"),
+}
+"""Settings with a value that has an option of its own, in the same part."""
 
 _NAMES: dict[str, str] = {part: value.name for part, value in Experiment() if hasattr(value, "name")}
 """The names of the parts that have one, where nothing else is said."""
@@ -178,7 +194,7 @@ def merge(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
     """Settings with dotted paths replaced, in the order given, names first.
 
     Another `name` (of the model, the optimiser, the schedule) starts that part afresh from its own defaults: the
-    options that stood there belonged to something else. So does `average_decay` to averaged weights.
+    options that stood there belonged to something else. So do the options of `_BELONGS`.
     """
     merged = {part: dict(v) if isinstance(v, Mapping) else v for part, v in settings.items()}
     for path in sorted(overrides, key=lambda p: not p.endswith(".name")):
@@ -193,8 +209,10 @@ def merge(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
             continue  # for `from_dict` to refuse
         if field == "name" and current.get("name", _NAMES.get(part)) != value:
             merged[part] = current = {}
-        if path == "training.weights" and value != "average" and "training.average_decay" not in overrides:
-            current.pop("average_decay", None)
+        if path in _BELONGS:
+            owner, option = _BELONGS[path]
+            if value != owner and f"{part}.{option}" not in overrides:
+                current.pop(option, None)
         current[field] = value
     return merged
 

@@ -70,8 +70,12 @@ def print_study(summary: Mapping[str, Any]) -> None:
 
 
 def print_models(listing: Mapping[str, Any]) -> None:
-    """The registered architectures, their tasks and options."""
+    """The registered architectures, their tasks and options; compositions and their parts."""
     for name, model in listing.items():
+        if "composition" in model:
+            print(f"{name}: {' and '.join(model['tasks'])}, by any {', then any '.join(model['composition'])}")
+            print(f"a command of its own: braintum {name} --help")
+            continue
         table = Table("option", "default", "", title=f"{name}: {' and '.join(model['tasks'])}", title_justify="left")
         for option, about in model["options"].items():
             table.add_row(f"model.{option}", str(about["default"]), about["description"])

@@ -25,7 +25,13 @@ def _classes_as_map(value: Any) -> Any:
 
 
 class Data(Part):
-    """What of the dataset is seen, and how."""
+    """What of the dataset is seen, and how.
+
+    `region` is what a classifier sees of a slice, by its true mask (BrainTumNet compares the first three, table 2 and
+    figure 7). `whole`: all. `tumour`, `oedema`: the region alone; every other pixel is as dark as the slice's darkest,
+    and a slice without a mask, or on which no pixel of the region is left at `image_size`, is left out. `crop`: the
+    square around the tumour, cut out of the source's own pixels; the whole slice where there is no tumour or no mask.
+    """
 
     image_size: int = Field(256, ge=16, le=2048, description="height and width that slices are resized to, pixels")
     classes: Annotated[Classes, BeforeValidator(_classes_as_map, json_schema_input_type=Classes | list[str])] = Field(
@@ -33,9 +39,25 @@ class Data(Part):
         description="selects and merges labels: {class: [labels]}; slices of other labels are left out. "
         "A list [a, b] is short for {a: [a], b: [b]}. None: the card's classes",
     )
+    region: Literal["whole", "tumour", "oedema", "crop"] = Field(
+        "whole", description="what a classifier sees of a slice, by its true mask; crop: the square around the tumour"
+    )
+    margin: float | None = Field(
+        None, ge=0, le=10, description="around a crop, each side: share of the tumour's longer side; 0.25 if none"
+    )
     validation: float = Field(
         0.2, gt=0, lt=1, description="share of the training part that choices inside a run may see, cut by group"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _margin(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            if value.get("region") == "crop" and value.get("margin") is None:
+                return {**value, "margin": 0.25}
+            if value.get("region") != "crop" and value.get("margin") is not None:
+                raise ValueError("margin has no effect with a region other than crop. Leave it out")
+        return value
 
     @model_validator(mode="after")
     def _labels_once(self) -> Self:

@@ -97,6 +97,41 @@ def test_a_command_line_that_cannot_be_read(capfd: pytest.CaptureFixture[str], c
     refused(capfd, command, says)
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ([], "no card.json"),  # which is looked for with both parts in hand
+        (["--set", "optim.lr=1"], "--set optim.lr=1: expected segmenter.part.field=value, or classifier.part.field="),
+        (["--set", "segmenter.optim.lrr=1"], "segmenter: fast: optim.lrr: no such field"),
+        (["--set", "segmenter.model.name=classifier"], "segmenter: model.name: classifier has classification only"),
+        (["--set", "segmenter.data.region=crop"], "segmenter: fast: data.region: 'crop' would show joint_unet what"),
+        (["--set", "classifier.model.name=unet"], "classifier: fast: data.region: 'crop' would show unet what it has"),
+        (["--set", "classifier.loss.segmentation=dice"], "classifier: --set loss.segmentation: has no effect"),
+        (["--set", "classifier.data.region=whole"], "classifier: data.region: 'whole': a cascade's classifier sees"),
+        (["--set", "segmenter.data.classes=[glioma, meningioma]"], "data.classes: not the segmenter's, so that folds"),
+    ],
+)
+def test_two_parts_that_make_no_cascade(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, more: list[str], says: str
+) -> None:
+    command = ["cascade", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--segmenter", "fast"]
+    refused(capfd, [*command, "--classifier", "fast", "--set", "classifier.model.name=classifier", *more], says)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("region", "says"), [("tumour", "classifier: data.region: 'tumour'"), ("whole", "no card.json")]
+)
+def test_a_classifiers_config_that_names_a_region(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, region: str, says: str
+) -> None:
+    """A study's best classifier says `whole`, as every resolved configuration does; another region is a mistake."""
+    file = tmp_path / "classifier.yaml"
+    file.write_text(Experiment.load("fast", {"model.name": "classifier", "data.region": region}).to_yaml())
+    command = ["cascade", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--segmenter", "fast"]
+    refused(capfd, [*command, "--classifier", str(file)], says)
+
+
 def test_a_dataset_whose_server_does_not_answer(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (port,) = free_ports(1)
     refused(
@@ -209,15 +244,17 @@ def test_models_and_schema_are_for_programs_too(capfd: pytest.CaptureFixture[str
     assert main(["models", "--json"]) == 0
     listing = json.loads(capfd.readouterr().out)
     assert listing["joint_unet"]["tasks"] == ["classification", "segmentation"]
+    assert listing["cascade"]["composition"] == ["segmenter", "classifier"]
     assert listing["attention_unet"]["options"]["attention"]["default"] == "gate"
     assert main(["models"]) == 0
     shown = capfd.readouterr().out
     assert all(name in shown for name in listing)
+    assert "cascade: classification and segmentation, by any segmenter, then any classifier" in shown
     assert main(["schema"]) == 0
     assert set(json.loads(capfd.readouterr().out)["properties"]) == set(Experiment.model_fields)
 
 
-@pytest.mark.parametrize("job", ["ingest", "train", "crossval", "search", "report"])
+@pytest.mark.parametrize("job", ["ingest", "train", "crossval", "cascade", "search", "report"])
 def test_a_job_is_the_command_of_its_name(job: str) -> None:
     done = subprocess.run([sys.executable, f"jobs/{job}.py", "--help"], capture_output=True, text=True, check=True)
     assert f"Usage: braintum {job}" in done.stdout

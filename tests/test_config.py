@@ -77,6 +77,9 @@ def test_digest_is_that_of_the_resolved_settings(tmp_path) -> None:
         ("optim.name=lion", "optim.name: 'lion': Input should be 'adam', 'adamw' or 'sgd'"),
         ("optim.momentum=0.9", "momentum has no effect with name=adam; it belongs to sgd. Leave it out"),
         ("schedule.warmup_epochs=3", "warmup_epochs has no effect with name=plateau; it belongs to cosine"),
+        ("data.region=tumour", "data.region: 'tumour' would show unet what it has to find; set it to whole"),
+        ("data.region=skull", "data.region: 'skull': Input should be 'whole', 'tumour', 'oedema' or 'crop'"),
+        ("data.margin=0.5", "margin has no effect with a region other than crop. Leave it out"),
         ("training.average_decay=0.9", "average_decay has no effect with weights other than average"),
         ("training.batch_size=1.5", "training.batch_size: 1.5: Input should be a valid integer"),
         ("training.batch_size=true", "training.batch_size: True: Input should be a valid integer"),
@@ -330,3 +333,16 @@ def test_other_weights_leave_the_decay_of_averaged_ones_behind() -> None:
     recipe = Experiment.load("fast", {"training.weights": "last"})
     assert recipe.training.average_decay is None
     assert Experiment.load("fast").with_overrides({"training.weights": "last"}) == recipe
+
+
+def test_a_crop_has_a_margin_of_its_own() -> None:
+    crop = Experiment.load(None, {"model.name": "classifier", "data.region": "crop"})
+    assert crop.data.margin == 0.25
+    assert Experiment.from_dict(crop.to_dict()) == crop
+    assert crop.with_overrides({"data.margin": 0.5}).data.margin == 0.5
+    assert crop.with_overrides({"data.region": "tumour"}).data.margin is None, "it belonged to the crop"
+    with pytest.raises(ConfigError, match="margin has no effect"):
+        crop.with_overrides({"data.region": "tumour", "data.margin": 0.5})
+    for region in ("crop", "tumour", "oedema"):
+        with pytest.raises(ConfigError, match=f"data.region: '{region}' would show joint_unet what it has to find"):
+            Experiment.load("fast", {"data.region": region})

@@ -1,10 +1,11 @@
-"""Resizing of images and masks, and the perceptual hash. Numpy and Pillow only.
+"""Resizing and cutting of images and masks, and the perceptual hash. Numpy and Pillow only.
 
 Shapes: C channels, H W height and width, S the side of a square.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 from typing import Any
 
@@ -12,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.fft import dctn
+
+Box = tuple[slice, slice]
+"""Rows and columns of an image that are cut out."""
 
 
 def _resize_axis(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -47,6 +51,23 @@ def resize_mask(mask_HW: NDArray[np.uint8], height: int, width: int) -> NDArray[
     for value in range(int(mask_HW.max()), 0, -1):  # tumour (1) last: it wins a tie of two halves
         resized_HW[resize_plane((mask_HW == value).astype(np.float32), height, width) >= 0.5] = value
     return resized_HW
+
+
+def box_around(mask_HW: NDArray[np.bool_], margin: float) -> Box:
+    """The square around a mask: its longer side and `margin` (a share of that) on every side, in whole pixels.
+
+    Moved where it would stick out, and cut where the slice is smaller; the whole slice around an empty mask.
+    """
+    spans = [np.flatnonzero(mask_HW.any(axis=axis)) for axis in (1, 0)]
+    if not len(spans[0]):
+        return slice(0, mask_HW.shape[0]), slice(0, mask_HW.shape[1])
+    side = math.ceil(max(span[-1] + 1 - span[0] for span in spans) * (1 + 2 * margin))
+    box = []
+    for span, size in zip(spans, mask_HW.shape, strict=True):
+        length = min(side, size)
+        start = int(np.clip((span[0] + span[-1] + 1 - length) // 2, 0, size - length))
+        box.append(slice(start, start + length))
+    return box[0], box[1]
 
 
 def pack_mask(mask_HW: NDArray[np.bool_]) -> bytes:

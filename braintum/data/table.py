@@ -5,7 +5,7 @@ Shapes: R rows of the table, C channels, H W height and width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,22 +13,23 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from braintum.data.images import pack_mask, resize_image, resize_mask, unpack_mask
-from braintum.data.schema import TUMOUR, Card, DataError, Shard, refuse_names
+from braintum.data.images import Box, box_around, pack_mask, unpack_mask
+from braintum.data.schema import MASKS, TUMOUR, Card, DataError, Shard, refuse_names
 from braintum.data.shards import read_card, read_shard
+from braintum.data.view import View, view
 from braintum.parts import Data
 
 
 @dataclass(frozen=True, eq=False)
 class Slices:
-    """Rows of a dataset, decoded and resized. The order is the dataset's.
+    """Rows of a dataset as `data.region` shows them, decoded and resized. The order is the dataset's.
 
     image_RCHW: uint8 as stored, or float16 in [0, 1] (min-max per slice and channel) for 16-bit sources.
     mask_RHW: uint8 label map, zero where has_mask_R is false. has_tumour_R: whether it has a pixel of tumour.
     label_R: int64 index into the classes, -1 for none. low_RC, high_RC: float32, least and greatest value of
-    image_RCHW. spacing_R2: float32, y and x in mm of the original pixels, NaN where unknown. native_tumour: uint8, the
-    tumours at the source's own size, packed (`pack_mask`), one after another; native_bytes_R: int64, how many bytes are
-    each row's, 0 without a mask.
+    image_RCHW, before pixels outside of a region were hidden. spacing_R2: float32, y and x in mm of the original
+    pixels, NaN where unknown. native_tumour: uint8, the tumours at the source's own size, packed (`pack_mask`), one
+    after another; native_bytes_R: int64, how many bytes are each row's, 0 without a mask.
     """
 
     image_RCHW: NDArray[np.uint8] | NDArray[np.float16]
@@ -72,15 +73,23 @@ class SliceTable(Slices):
         return unpack_mask(packed.tobytes(), self.height, self.width)
 
 
-def load_table(url: str, data: Data) -> SliceTable:
-    """Reads a dataset into memory in this process. Raises DataError (no card, damaged shard, unknown label)."""
+def load_table(url: str, data: Data, boxes: Mapping[str, Box] | None = None) -> SliceTable:
+    """Reads a dataset into memory in this process.
+
+    `boxes`: what to cut out of which slice, instead of a crop around its true tumour; other slices are left out.
+    Raises DataError (no card, damaged shard, unknown label, a region that the dataset does not have).
+    """
     card = read_card(url)
     index = class_index(card, data, url)
-    return assemble(card, data, url, (decode_shard(url, card, shard, data, index) for shard in card.shards))
+    return assemble(card, data, url, (decode_shard(url, card, shard, data, index, boxes) for shard in card.shards))
 
 
 def class_index(card: Card, data: Data, url: str) -> dict[str, int]:
-    """Label → index of its class. Raises DataError for a label that the dataset does not have."""
+    """Label → index of its class. Raises DataError for a label or a region that the dataset does not have."""
+    region = "tumour" if data.region == "crop" else data.region
+    if region != "whole" and not (card.num_masks and region in card.masks):
+        masks = f"its masks: {', '.join(card.masks)}" if card.num_masks else "it has no masks"
+        raise DataError(f"data.region: {data.region!r} needs a mask of the {region}, which {url} lacks; {masks}")
     classes = data.classes if data.classes is not None else {label: (label,) for label in card.classes}
     index = {label: i for i, labels in enumerate(classes.values()) for label in labels}
     for label in index:
@@ -90,25 +99,45 @@ def class_index(card: Card, data: Data, url: str) -> dict[str, int]:
     return index
 
 
-def decode_shard(url: str, card: Card, shard: Shard, data: Data, index: dict[str, int]) -> Slices:
-    """The rows of one shard that `data` selects: those whose label is in `index`, and those with a mask alone."""
+def decode_shard(
+    url: str,
+    card: Card,
+    shard: Shard,
+    data: Data,
+    index: Mapping[str, int],
+    boxes: Mapping[str, Box] | None = None,
+) -> Slices:
+    """The rows of one shard that `data` selects: those whose label is in `index`, and those with a mask alone.
+
+    Of a region, those that show any of it. `boxes`: see `load_table`.
+    """
     rows = read_shard(url, shard)
     label_R: list[str | None] = rows["label"].to_pylist()
+    name_R: list[str] = rows["slice_id"].to_pylist()
     has_mask_R = rows["mask"].is_valid().to_numpy()
-    kept = [i for i, label in enumerate(label_R) if (has_mask_R[i] if label is None else label in index)]
     images = pixels(rows["image"], (card.channels, card.height, card.width), card.dtype)
     masks = pixels(rows["mask"], (card.height, card.width), "uint8")
 
+    def seen(row: int) -> View | None:
+        label, mask_HW, box = label_R[row], masks[row] if has_mask_R[row] else None, None
+        if not (has_mask_R[row] if label is None else label in index):
+            return None
+        if boxes is not None:
+            if name_R[row] not in boxes:
+                return None
+            box = boxes[name_R[row]]
+        elif data.margin is not None and mask_HW is not None:
+            box = box_around(mask_HW == TUMOUR, data.margin)
+        return view(images[row], mask_HW, data, box)
+
+    views = {row: found for row in range(len(rows)) if (found := seen(row)) is not None}
+    kept = list(views)
     side = data.image_size
     image_RCHW = np.empty((len(kept), card.channels, side, side), np.uint8 if card.dtype == "uint8" else np.float16)
-    mask_RHW = np.zeros((len(kept), side, side), np.uint8)
-    native = [b""] * len(kept)
-    for i, row in enumerate(kept):
-        image_CHW = resize_image(images[row], side, side)
-        image_RCHW[i] = image_CHW if card.dtype == "uint8" else _min_max(image_CHW)
-        if has_mask_R[row]:
-            mask_RHW[i] = resize_mask(masks[row], side, side)
-            native[i] = pack_mask(masks[row] == TUMOUR)
+    mask_RHW = np.empty((len(kept), side, side), np.uint8)
+    for i, found in enumerate(views.values()):
+        image_RCHW[i], mask_RHW[i] = found.image_CHW, found.mask_HW
+    native = [pack_mask(masks[row] == TUMOUR) if has_mask_R[row] else b"" for row in kept]
 
     def column(name: str) -> list[Any]:
         values = rows[name].to_pylist()
@@ -124,8 +153,8 @@ def decode_shard(url: str, card: Card, shard: Shard, data: Data, index: dict[str
         has_mask_R=has_mask_R[kept],
         has_tumour_R=(mask_RHW == TUMOUR).any(axis=(1, 2)),
         label_R=np.array([-1 if label is None else index[label] for label in column("label")], np.int64),
-        low_RC=image_RCHW.min(axis=(2, 3)).astype(np.float32),
-        high_RC=image_RCHW.max(axis=(2, 3)).astype(np.float32),
+        low_RC=np.array([found.low_C for found in views.values()], np.float32).reshape(-1, card.channels),
+        high_RC=np.array([found.high_C for found in views.values()], np.float32).reshape(-1, card.channels),
         spacing_R2=np.array(spacing, np.float32).T.reshape(-1, 2),
         native_tumour=np.frombuffer(b"".join(native), np.uint8),
         native_bytes_R=np.array([len(packed) for packed in native], np.int64),
@@ -137,18 +166,30 @@ def decode_shard(url: str, card: Card, shard: Shard, data: Data, index: dict[str
 
 
 def assemble(card: Card, data: Data, url: str, parts: Iterable[Slices]) -> SliceTable:
-    """One contiguous table of the shards' rows, in order. Raises DataError when no rows are left."""
+    """One contiguous table of the shards' rows, in order.
+
+    Raises DataError when no rows are left, or none of a class because they do not show the region.
+    """
     parts = [part for part in parts if len(part)]
+    regional = data.region in MASKS
     if not parts:
-        raise DataError(f"{url}: no slice has one of the labels in data.classes, or a mask")
+        shows = f" that shows {data.region} at {data.image_size} pixels" if regional else ""
+        raise DataError(f"{url}: no slice{shows} has one of the labels in data.classes, or a mask")
     joined: dict[str, Any] = {}
     for field in fields(Slices):
         columns = [getattr(part, field.name) for part in parts]
         is_array = isinstance(columns[0], np.ndarray)
         joined[field.name] = np.concatenate(columns) if is_array else [value for c in columns for value in c]
+    classes = tuple(data.classes if data.classes is not None else card.classes)
+    unseen = [name for i, name in enumerate(classes) if i not in joined["label_R"]]
+    if regional and unseen:
+        raise DataError(
+            f"data.region: no slice of class {unseen[0]!r} shows {data.region} at {data.image_size} pixels; "
+            "list the classes that do in data.classes"
+        )
     return SliceTable(
         **joined,
-        classes=tuple(data.classes if data.classes is not None else card.classes),
+        classes=classes,
         masks=tuple(card.masks),
         height=card.height,
         width=card.width,
@@ -194,10 +235,3 @@ def pixels(column: pa.ChunkedArray, shape: tuple[int, ...], dtype: str) -> NDArr
     count = len(array) * int(np.prod(shape))
     start = array.offset * int(np.prod(shape)) * np.dtype(dtype).itemsize
     return np.frombuffer(array.buffers()[1], dtype, count, start).reshape(len(array), *shape)
-
-
-def _min_max(image_CHW: NDArray[np.uint16]) -> NDArray[np.float16]:
-    """Each channel to [0, 1] before it is cut to 11 bits; a constant one to 0."""
-    low, high = (f(image_CHW, axis=(1, 2), keepdims=True).astype(np.float32) for f in (np.min, np.max))
-    scaled: NDArray[np.float16] = ((image_CHW - low) / np.maximum(high - low, 1)).astype(np.float16)
-    return scaled

@@ -148,12 +148,17 @@ def prediction_table(
                     if mask_BHW is not None:
                         scores = _mask_scores(mask_BHW[b], true_HW, table.spacing_R2[row] if in_mm else None)
                         values |= scores._asdict()
-                        if "predicted" in values and values["label"] is not None:
-                            right = values["predicted"] == values["label"]
-                            values["both_right"] = right and scores.dice >= BOTH_RIGHT_DICE
+                        values["both_right"] = both_right(values["label"], values.get("predicted"), scores.dice)
                 for name, column in columns.items():
                     column.append(values.get(name))
     return pa.table({f.name: pa.array(columns[f.name], type=f.type) for f in schema}, schema=schema)
+
+
+def both_right(label: object, predicted: object, dice: float | None) -> bool | None:
+    """Whether a slice has its class and a Dice of `BOTH_RIGHT_DICE`; None unless all three are known."""
+    if label is None or predicted is None or dice is None:
+        return None
+    return predicted == label and dice >= BOTH_RIGHT_DICE
 
 
 def prediction_schema(classes: tuple[str, ...]) -> pa.Schema:
@@ -174,6 +179,11 @@ def encode_mask(mask_HW: NDArray[np.bool_]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(mask_HW).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def decode_mask(png: bytes) -> NDArray[np.bool_]:
+    """The mask of `encode_mask`."""
+    return np.asarray(Image.open(io.BytesIO(png))).astype(bool)
 
 
 class _MaskScores(NamedTuple):

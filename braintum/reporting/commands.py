@@ -15,9 +15,9 @@ SPACE = "space.yaml"
 def settings_files(results: Results) -> dict[str, str]:
     """YAML by file name: the Experiment of each configuration, and a study's search space, with its number of trials.
 
-    `train`, `crossval` and `search` read them.
+    `train`, `crossval`, `cascade` and `search` read them.
     """
-    files = {_experiment_file(entry): _yaml(entry.about["experiment"]) for entry in results.entries}
+    files = {file: _yaml(settings) for entry in results.entries for file, settings in _experiments(entry).values()}
     if results.study:
         space = results.study.about["space"]
         parameters = {path: _given(parameter) for path, parameter in space["parameters"].items()}
@@ -38,8 +38,8 @@ def commands(results: Results) -> dict[str, str]:
     for entry in results.entries:
         fold, folds = entry.about["fold"], entry.about["folds"]
         said = [
-            "train" if results.kind == "run" else "crossval",
-            *("--config", _experiment_file(entry)),
+            "cascade" if "config" not in _experiments(entry) else "train" if results.kind == "run" else "crossval",
+            *(word for option, (file, _) in _experiments(entry).items() for word in (f"--{option}", file)),
             *(() if fold is None else ("--fold", fold)),
             *(() if folds is None else ("--folds", str(folds))),
             *("--data", results.data_url),
@@ -49,8 +49,13 @@ def commands(results: Results) -> dict[str, str]:
     return found
 
 
-def _experiment_file(entry: Entry) -> str:
-    return f"settings/{entry.name}.yaml"
+def _experiments(entry: Entry) -> dict[str, tuple[str, dict[str, Any]]]:
+    """By the option that takes it: the file of an Experiment and its settings; a cascade has one of each part."""
+    experiment = entry.about["experiment"]
+    parts = [part for part in ("segmenter", "classifier") if part in experiment]
+    if parts:
+        return {part: (f"settings/{entry.name}_{part}.yaml", experiment[part]) for part in parts}
+    return {"config": (f"settings/{entry.name}.yaml", experiment)}
 
 
 def _given(fields: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import matplotlib
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
@@ -114,12 +116,26 @@ def confusion(results: Results) -> Figure | None:
 
 
 def training_curves(results: Results) -> list[Figure]:
-    """Losses and, where a validation part was cut off, its scores: a figure per architecture."""
-    return [figure for entry in results.entries if (figure := _training(entry, colour_of(results)[entry.name]))]
+    """Losses and, where a validation part was cut off, its scores: a figure per architecture trained."""
+    colours = colour_of(results)
+    return [
+        figure
+        for entry in results.entries
+        for name, history in _histories(entry).items()
+        if (figure := _training(name, history, colours[entry.name]))
+    ]
 
 
-def _training(entry: Entry, colour: str) -> Figure | None:
-    names = entry.history.schema.names
+def _histories(entry: Entry) -> dict[str, pa.Table]:
+    """The rows of each architecture by name: one, or both parts of a cascade."""
+    trained = entry.history["architecture"].unique().to_pylist()
+    if len(trained) < 2:
+        return {entry.name: entry.history}
+    return {f"{entry.name}_{name}": entry.history.filter(pc.field("architecture") == name) for name in trained}
+
+
+def _training(name: str, history: pa.Table, colour: str) -> Figure | None:
+    names = [column for column in history.schema.names if history[column].null_count < len(history)]
     shown = {
         "Training loss": [
             n for n in ("train_loss", "train_segmentation_loss", "train_classification_loss") if n in names
@@ -130,9 +146,9 @@ def _training(entry: Entry, colour: str) -> Figure | None:
     shown = {title: columns for title, columns in shown.items() if columns}
     if len(shown.get("Training loss", [])) == 2:
         shown["Training loss"] = ["train_loss"]  # one task: its term is the whole
-    if not shown or not len(entry.history):
+    if not shown or not len(history):
         return None
-    rows = entry.history.to_pylist()
+    rows = history.to_pylist()
     folds = list(dict.fromkeys(row["fold"] for row in rows))
     styles = ("-", "--", ":")
 
@@ -155,7 +171,7 @@ def _training(entry: Entry, colour: str) -> Figure | None:
                 axes.set_ylabel(LABELS[columns[0].removeprefix("validation_")])
 
     note = "A line is a fold." if len(folds) > 1 else ""
-    return draw(f"training_{entry.name}", entry.name, note, (2.6 * len(shown), 2.2), paint)
+    return draw(f"training_{name}", name, note, (2.6 * len(shown), 2.2), paint)
 
 
 def _tint(colour: str) -> matplotlib.colors.Colormap:

@@ -134,7 +134,7 @@ _PREDICTION_COLUMNS = (
 def _read_entry(url: str) -> Entry:
     about = _read_record(url, "experiment.json", "experiment.model.name", "fold", "folds", *_DATA)
     predictions = _read_table(url, "predictions.parquet", *_PREDICTION_COLUMNS)
-    history = _read_table(url, "history.parquet")
+    history = _read_table(url, "history.parquet", "architecture")
     name = str(about["experiment"]["model"]["name"])
     if not NAME.fullmatch(name):  # files of the report are called by it
         raise DataError(f"{storage.join(url, 'experiment.json')}: model.name: {name!r} is no architecture")

@@ -5,7 +5,8 @@ OUT/experiment.json  fold-<name>/ (a run each)  history.parquet  predictions.par
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
@@ -34,6 +35,8 @@ from braintum.training.worker import (
     train_on_workers,
 )
 
+T = TypeVar("T")
+
 
 def crossval(
     experiment: Experiment,
@@ -59,16 +62,23 @@ def crossval(
     refuse_unplaceable(workers, experiment.training.device)  # before reading makes a resting cluster grow
     table_ref = table_ref or share_table(whole.data_url, experiment.data)
     table: SliceTable = ray.get(table_ref)
-    names = list(held_out_folds(table, folds, seed=0))
-    specs = [RunSpec.of(experiment, data_url, storage.join(whole.out, f"fold-{name}"), name, folds) for name in names]
-    for spec in specs:
-        refuse_unusable(spec, table, workers)
+    specs = fold_specs(whole, table, workers)
     prepare_out(whole.out, about_run(whole, table.digest), resume=resume)
     if not storage.exists(storage.join(whole.out, "summary.json")):
         _train_folds(specs, table_ref, table.digest, workers, at_once or len(specs), progress)
-        _gather(whole, specs)
+        about = {"experiment": experiment.digest, "architecture": experiment.model.name}
+        leave_results(whole.out, specs, about)
     summary: dict[str, Any] = storage.read_json(storage.join(whole.out, "summary.json"))
     return summary
+
+
+def fold_specs(whole: RunSpec, table: SliceTable, workers: int) -> list[RunSpec]:
+    """The runs of a cross-validation. Raises DataError or ConfigError where one could not be trained or scored."""
+    names = list(held_out_folds(table, whole.folds, seed=0))
+    specs = [replace(whole, out=storage.join(whole.out, f"fold-{name}"), fold=name) for name in names]
+    for spec in specs:
+        refuse_unusable(spec, table, workers)
+    return specs
 
 
 def _train_folds(
@@ -110,17 +120,17 @@ def _train_folds(
                     running[task.remote(spec, table_ref, mailbox, name, cpus)] = name, spec
                 (ready,), _ = ray.wait(list(running), num_returns=1)
                 name, spec = running.pop(ready)
-                _raise_failure(ready, spec)
+                outcome(ready, spec)
                 _show_complete(progress, name, spec)
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
 
 
-def _raise_failure(ready: ray.ObjectRef[None], spec: RunSpec) -> None:
-    """Raises what a fold ended with: its own error, or TrainingFailed where its worker died (memory, a lost node)."""
+def outcome(task: ray.ObjectRef[T], spec: RunSpec) -> T:
+    """What a fold's task returns. Raises its own error, or TrainingFailed where its worker died (memory, lost node)."""
     try:
-        ray.get(ready)
+        return ray.get(task)
     except ray.exceptions.RayTaskError:
         raise
     except ray.exceptions.RayError as error:
@@ -143,24 +153,27 @@ def _run_fold(spec: RunSpec, table: SliceTable, mailbox: Mailbox, name: str, thr
         show_epoch(mailbox, name, spec, metrics)
 
 
-def _gather(whole: RunSpec, specs: list[RunSpec]) -> None:
-    """Puts the folds' tables together and summarises them."""
-    tables = {
-        file: pa.concat_tables(
-            [storage.read_table(storage.join(spec.out, file)) for spec in specs], promote_options="default"
-        )
-        for file in ("history.parquet", "predictions.parquet")
-    }
+def _joined(specs: list[RunSpec], file: str) -> pa.Table:
+    """The tables of finished runs, one after another."""
+    tables = [storage.read_table(storage.join(spec.out, file)) for spec in specs]
+    return pa.concat_tables(tables, promote_options="default")
+
+
+def leave_results(out: str, specs: list[RunSpec], about: dict[str, Any], predictions: pa.Table | None = None) -> None:
+    """Writes what finished runs make together: their history, predictions (theirs unless given) and a summary.
+
+    `about` begins the summary.
+    """
     runs = [storage.read_json(storage.join(spec.out, "summary.json")) for spec in specs]
-    for file, table in tables.items():
-        storage.write_table(storage.join(whole.out, file), table)
+    predictions = _joined(specs, "predictions.parquet") if predictions is None else predictions
+    storage.write_table(storage.join(out, "history.parquet"), _joined(specs, "history.parquet"))
+    storage.write_table(storage.join(out, "predictions.parquet"), predictions)
     summary = {
-        "experiment": runs[0]["experiment"],
-        "architecture": runs[0]["architecture"],
-        **summarise(tables["predictions.parquet"]),
+        **about,
+        **summarise(predictions),
         "seconds": sum(run["seconds"] for run in runs),
         "slices_per_second": sum(run["slices_per_second"] for run in runs) / len(runs),
-        "data": {**runs[0]["data"], "url": whole.data_url},
+        "data": {**runs[0]["data"], "url": specs[0].data_url},
         "versions": runs[0]["versions"],
     }
-    storage.write_json(storage.join(whole.out, "summary.json"), summary)
+    storage.write_json(storage.join(out, "summary.json"), summary)

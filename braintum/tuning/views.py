@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from itertools import product
 from typing import Any
 
@@ -13,6 +14,7 @@ from braintum.data.table import SliceTable
 from braintum.parts import Data
 from braintum.settings import ConfigError
 from braintum.training.fit import refuse_without_targets, usable_rows
+from braintum.tuning.parameter import holds
 from braintum.tuning.space import SearchSpace
 
 
@@ -31,12 +33,26 @@ def views_of(space: SearchSpace) -> dict[str, Data]:
             searched[path] = [*parameter.choice, *([_ABSENT] if parameter.when else [])]
     views: dict[str, Data] = {}
     for name in space.architectures:
-        may_exist = [path for path in searched if space.may_exist(path, name)]
-        for values in product(*(searched[path] for path in may_exist)):
-            given = {path: v for path, v in zip(may_exist, values, strict=True) if v is not _ABSENT}
+        for values in product(*searched.values()):
+            given = {path: v for path, v in zip(searched, values, strict=True) if v is not _ABSENT}
+            if not _occurs(space, name, given, searched):
+                continue
             data = space.experiment(name, given).data
             views.setdefault(view(data), data)
     return views
+
+
+def _occurs(space: SearchSpace, architecture: str, given: dict[str, Any], searched: Collection[str]) -> bool:
+    """Whether a trial can have these of the searched settings, and lack the others, as far as conditions tell here."""
+    facts = {**space.fixed(architecture), **given}
+    for path in searched:
+        when = space.parameters[path].when
+        known = {cause: values for cause, values in when.items() if cause in facts or cause in searched}
+        if path in given and not holds(known, facts):
+            return False
+        if path not in given and known == when and holds(when, facts):
+            return False
+    return True
 
 
 _ABSENT = object()
