@@ -1,8 +1,8 @@
 """Weights that a training starts from (`model.init_from`): of a checkpoint of braintum's, or of any safetensors file.
 
-A checkpoint's names are ours. Those of another file are the network's to translate (`Translates`); where it does not, or
-nothing comes of it, they are tried as they stand, then below `encoder.`. Only safetensors files are read: a pickled file can run code when it is
-opened.
+The names in a checkpoint are ours. Those in another file are the network's to translate (`Translates`); where it does
+not, or nothing comes of it, they are tried as they stand, then below `encoder.`. Only safetensors files are read: a
+pickled file can run code when it is opened.
 
 C channels of the image, F of the file's images.
 """
