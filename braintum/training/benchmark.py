@@ -195,7 +195,7 @@ def _in_a_process(name: str, side: int) -> dict[str, Any]:
         return {**tasks, "failure": f"ended by {ended}" + ", of too little memory?" * (ended == "SIGKILL")}
     if done.returncode > 0:
         return {**tasks, "failure": done.stderr.strip().splitlines()[-1]}
-    measured: dict[str, Any] = json.loads(done.stdout)
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])  # before it, whatever a package says
     return measured
 
 
