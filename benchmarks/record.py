@@ -75,8 +75,10 @@ def machine() -> dict[str, Any]:
     """What the numbers depend on: processor, cores that may be used, accelerator, system, load before the start."""
     import torch
 
+    from braintum.training.device import processor
+
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -87,14 +89,3 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     return {"python": sys.version.split()[0], **{package: version(package) for package in PACKAGES}}
-
-
-def _processor() -> str:
-    if platform.system() == "Darwin":
-        found = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=True)
-        return found.stdout.strip()
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )

@@ -246,11 +246,23 @@ def report(
 
 
 @app.command()
-def models(as_json: Json = False) -> None:
-    """Lists the architectures and their options, and the composition of two: `cascade`."""
+def models(
+    names: Annotated[list[str] | None, typer.Argument(help="Architectures; all of them if none is named.")] = None,
+    benchmark: Annotated[bool, typer.Option("--benchmark", help="Measure what each costs on this machine.")] = False,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Pixels of a side with --benchmark; 256 if not given.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Lists the architectures, their options, and `cascade`; or measures them: size, GFLOPs, speed, memory."""
+    if benchmark:
+        _benchmark(names or architectures(), 256 if size is None else size, as_json)
+        return
+    if size is not None:
+        raise ConfigError(f"--size {size}: has no effect without --benchmark; leave it out")
     from braintum.console import print_models
 
-    experiments = {name: Experiment.load(None, {"model.name": name}) for name in architectures()}
+    experiments = {name: Experiment.load(None, {"model.name": name}) for name in names or architectures()}
     listing = {
         name: {
             "tasks": sorted(experiment.model.tasks),
@@ -262,12 +274,26 @@ def models(as_json: Json = False) -> None:
         }
         for name, experiment in experiments.items()
     }
-    listing["cascade"] = {
-        "tasks": ["classification", "segmentation"],
-        "options": {},
-        "composition": ["segmenter", "classifier"],
-    }
+    if not names:
+        listing["cascade"] = {
+            "tasks": ["classification", "segmentation"],
+            "options": {},
+            "composition": ["segmenter", "classifier"],
+        }
     _show(listing, as_json, print_models)
+
+
+def _benchmark(names: list[str], side: int, as_json: bool) -> None:
+    """Exits with 1 where one of the architectures could not be measured."""
+    from braintum.console import print_benchmark
+    from braintum.training.benchmark import benchmark
+    from braintum.training.progress import Progress
+
+    with _stdout_for(as_json), Progress("models") as progress:
+        measured = benchmark(names, side, progress)
+    _show(measured, as_json, print_benchmark)
+    if any("failure" in row for row in measured["architectures"].values()):
+        raise typer.Exit(1)
 
 
 @app.command()

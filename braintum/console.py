@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -80,6 +80,46 @@ def print_models(listing: Mapping[str, Any]) -> None:
         for option, about in model["options"].items():
             table.add_row(f"model.{option}", str(about["default"]), about["description"])
         _print(table)
+
+
+def print_benchmark(measured: Mapping[str, Any]) -> None:
+    """What each architecture costs, and on which machine; below, why some could not be measured."""
+    side, rows = measured["side"], measured["architectures"]
+    table = Table("architecture", "tasks", title=f"Slices of {side}×{side}, batches of {measured['batch']}")
+    for name in BENCHMARK_COLUMNS:
+        table.add_column(name, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, ", ".join(row["tasks"]), *benchmark_cells(row))
+    _print(table)
+    print(machine_line(measured["machine"]))
+    for name, row in rows.items():
+        if "failure" in row:
+            print(f"not measured: {name}, {row['failure']}")
+
+
+BENCHMARK_COLUMNS = ("parameters", "GFLOPs a slice", "training, slices/s", "inference, slices/s", "peak memory, MB")
+
+
+def benchmark_cells(row: Mapping[str, Any]) -> list[str]:
+    """The numbers of one architecture's row; a dash for each where it could not be measured."""
+    formats: dict[str, Callable[[float], str]] = {
+        "parameters": "{:,}".format,
+        "gflops": "{:,.1f}".format,
+        "train_slices_per_second": _three_digits,
+        "inference_slices_per_second": _three_digits,
+        "peak_memory_mb": "{:,.0f}".format,
+    }
+    return [form(row[key]) if key in row else "–" for key, form in formats.items()]
+
+
+def machine_line(machine: Mapping[str, Any]) -> str:
+    """Where a benchmark ran."""
+    cpu = f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
+    return f"{cpu}; on {machine['device']} in {machine['precision']}; torch {machine['torch']}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def _print(table: Table) -> None:

@@ -250,6 +250,11 @@ def test_models_and_schema_are_for_programs_too(capfd: pytest.CaptureFixture[str
     shown = capfd.readouterr().out
     assert all(name in shown for name in listing)
     assert "cascade: classification and segmentation, by any segmenter, then any classifier" in shown
+    assert main(["models", "classifier", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == {"classifier": listing["classifier"]}
+    refused(capfd, ["models", "--size", "64"], "--size 64: has no effect without --benchmark")
+    for flags in ([], ["--benchmark"]):
+        refused(capfd, ["models", "vgg", *flags], "'vgg' is not an architecture; known: attention_unet")
     assert main(["schema"]) == 0
     assert set(json.loads(capfd.readouterr().out)["properties"]) == set(Experiment.model_fields)
 

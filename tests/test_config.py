@@ -71,7 +71,7 @@ def test_digest_is_that_of_the_resolved_settings(tmp_path) -> None:
         ("optimizer.lr=1", "'optimizer' is not a part; parts: data, model,"),
         ("lr=1", "lr: expected a path of two parts, such as optim.lr"),
         ("model.name=vgg", "'vgg' is not an architecture; known: attention_unet, "),
-        ("model.widht=8", "widht: no such field; fields of unet: name, classify,"),
+        ("model.widht=8", "widht: no such field; fields of unet: name, init_from,"),
         ("model.width=0", "width: 0: Input should be greater than or equal to 1"),
         ("optim.lr=fast", "optim.lr: 'fast': Input should be a valid number"),
         ("optim.name=lion", "optim.name: 'lion': Input should be 'adam', 'adamw' or 'sgd'"),

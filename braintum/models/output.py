@@ -1,8 +1,9 @@
-"""What every network returns."""
+"""What every network returns, and what one with pre-trained weights of other names offers."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -16,3 +17,16 @@ class Output(NamedTuple):
     mask_logits_BKHW: Tensor | None
     class_logits_BN: Tensor | None
     aux: tuple[tuple[float, Output], ...] = ()
+
+
+@runtime_checkable
+class Translates(Protocol):
+    """A network whose published weights have names of their own (timm's, torchvision's)."""
+
+    def pretrained(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A file's tensors by the names of this network's state dict; names it does not know are left out.
+
+        Nothing is copied into the network. Shapes need not fit: the caller takes those that do, and folds the first
+        convolution. Values are the file's own tensors or made of them by differentiable operations (cut, joined,
+        interpolated), so that the caller can tell which of the file's tensors were used.
+        """

@@ -7,10 +7,11 @@ built, so that nothing here needs torch.
 from __future__ import annotations
 
 import json
+import os.path
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from braintum.settings import ConfigError, Part, one_line
 
@@ -30,6 +31,17 @@ class ModelConfig(Part):
     SMALL: ClassVar[dict[str, Any]] = {}
 
     name: str
+    init_from: str | None = Field(
+        None,
+        min_length=1,
+        description="safetensors file or URL whose weights a training starts from, as far as they fit",
+    )
+
+    @field_validator("init_from")
+    @classmethod
+    def _seen_from_everywhere(cls, url: str | None) -> str | None:
+        """A worker's working directory is another one than that in which a relative path was meant."""
+        return url if url is None or "://" in url else os.path.abspath(url)
 
     @property
     def tasks(self) -> frozenset[Task]:

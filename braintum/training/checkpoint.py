@@ -64,14 +64,20 @@ def load_model(url: str) -> Checkpoint:
     content = _read(url)
     try:
         weights = safetensors.torch.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        about = json.loads(header["__metadata__"]["braintum"])
+        about = json.loads(read_metadata(content)["braintum"])
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{url}: not a checkpoint of braintum ({error})") from None
     experiment = Experiment.from_dict(about["experiment"], url)
     model = experiment.model.build(about["in_channels"], len(about["classes"]), len(about["masks"]))
     model.load_state_dict(weights)
     return Checkpoint(model.eval(), experiment, about["in_channels"], tuple(about["classes"]), tuple(about["masks"]))
+
+
+def read_metadata(content: bytes) -> dict[str, str]:
+    """What a safetensors file says of itself; a checkpoint of ours says `braintum`."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata: dict[str, str] = header.get("__metadata__", {})
+    return metadata
 
 
 def save_state(url: str, state: dict[str, Any]) -> None:

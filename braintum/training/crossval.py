@@ -20,7 +20,16 @@ from braintum.data.table import SliceTable
 from braintum.evaluation.summary import summarise
 from braintum.training.device import keep_freed_memory
 from braintum.training.progress import Progress
-from braintum.training.run import RunSpec, about_run, prepare_out, refuse_at_once, refuse_unseen, refuse_unusable, run
+from braintum.training.run import (
+    RunSpec,
+    about_run,
+    prepare_out,
+    refuse_at_once,
+    refuse_unseen,
+    refuse_unusable,
+    run,
+    say_start_of,
+)
 from braintum.training.worker import (
     GOES_ON,
     MAX_FAILURES,
@@ -63,6 +72,7 @@ def crossval(
     table_ref = table_ref or share_table(whole.data_url, experiment.data)
     table: SliceTable = ray.get(table_ref)
     specs = fold_specs(whole, table, workers)
+    say_start_of(specs, table, progress)
     prepare_out(whole.out, about_run(whole, table.digest), resume=resume)
     if not storage.exists(storage.join(whole.out, "summary.json")):
         _train_folds(specs, table_ref, table.digest, workers, at_once or len(specs), progress)

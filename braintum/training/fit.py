@@ -29,8 +29,10 @@ from braintum.data.table import SliceTable
 from braintum.evaluation.predict import selection_metrics, slice_scores
 from braintum.losses.classification import balanced_class_weights
 from braintum.losses.objective import Objective
+from braintum.settings import ConfigError
 from braintum.training.device import autocast_dtype, memory_format, pick_device
 from braintum.training.optim import LearningRate, build_optimizer
+from braintum.training.pretrained import Initialised, initialise
 from braintum.training.resized import Resized
 
 T = TypeVar("T")
@@ -94,6 +96,8 @@ class Fit:
             epochs=training.epochs,
             steps_per_epoch=self._batches.num_steps,
         )
+        self.initialised: Initialised | None = None
+        """What the first epoch began with of `model.init_from`; None where it was not asked for, or not run here."""
         self.epoch = 0
         self._steps = 0
         self.best_epoch = 0
@@ -114,7 +118,12 @@ class Fit:
             yield self.run_epoch()
 
     def run_epoch(self) -> dict[str, float]:
-        """Trains one epoch and returns its metrics. Raises Diverged."""
+        """Trains one epoch and returns its metrics. The first one begins with the weights of `model.init_from`.
+
+        Raises Diverged, or ConfigError where nothing of that file can be used.
+        """
+        if self.epoch == 0 and self.experiment.model.init_from is not None:
+            self.initialised = self._initialise()
         start = time.perf_counter()
         lr = self._lr.value
         losses = self._train()
@@ -202,6 +211,24 @@ class Fit:
     def _term_names(self) -> list[str]:
         tasks = [task for task in ("segmentation", "classification") if task in self.experiment.model.tasks]
         return ["train_loss", *(f"train_{task}_loss" for task in tasks)]
+
+    def _initialise(self) -> Initialised:
+        """Every worker reads the file; what one cannot use is raised on all, and so is another file."""
+        found: Initialised | ConfigError
+        try:
+            found = initialise(self.model, self.experiment.model, self.table.image_RCHW.shape[1])
+        except ConfigError as error:
+            found = error
+        everyones = gathered(found, self.world_size)
+        for other in everyones:
+            if isinstance(other, ConfigError):
+                raise other
+            if other != everyones[0]:
+                raise ConfigError(f"model.init_from: {other.url}: workers read different files; give a shared one")
+        if self._average is not None:
+            self._average.load_state_dict(self.model.state_dict())
+        initialised: Initialised = everyones[0]
+        return initialised
 
     def _train(self) -> dict[str, float]:
         """One pass over the batches; the epoch's mean losses over all workers."""

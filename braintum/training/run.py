@@ -1,6 +1,7 @@
 """A run: one Experiment trained with one fold held out, and the directory that it leaves.
 
     OUT/experiment.json  model.safetensors  state.pt  history.parquet  predictions.parquet  summary.json  tensorboard/
+        init.json (with model.init_from: the names of the tensors that were taken, left fresh, and not used)
 
 `state.pt` is written after every epoch; a run that finds one goes on from it. `summary.json` is written last, so that
 a directory without it is a run that was never finished.
@@ -8,7 +9,7 @@ a directory without it is a run that was never finished.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any, Self
@@ -26,8 +27,11 @@ from braintum.evaluation.predict import prediction_table
 from braintum.evaluation.summary import summarise
 from braintum.settings import ConfigError
 from braintum.training.checkpoint import MODEL, STATE, load_state, save_model, save_state
-from braintum.training.fit import Fit, gathered, refuse_without_targets, usable_rows
+from braintum.training.fit import Fit, build_model, gathered, refuse_without_targets, usable_rows
+from braintum.training.pretrained import initialise
+from braintum.training.progress import Progress
 
+INIT = "init.json"
 SHARED = "--out must be storage that every node sees: a shared folder or a URL"
 
 
@@ -69,6 +73,23 @@ def refuse_unusable(spec: RunSpec, table: SliceTable, workers: int) -> None:
     experiment, rows = Experiment.from_dict(spec.experiment), spec.split(table)
     usable_rows(experiment, table, rows.train, workers)
     refuse_without_targets(experiment, table, rows.held_out, f"held-out{f' (fold {spec.fold})' if spec.fold else ''}")
+
+
+def say_start(experiment: Experiment, table: SliceTable, progress: Progress) -> None:
+    """Says what a training will take from `model.init_from`, if anything is asked of it.
+
+    Raises ConfigError where the file cannot be read, or nothing in it fits.
+    """
+    if experiment.model.init_from is not None:
+        with torch.device("meta"):
+            network = build_model(experiment, table)
+        progress.say(str(initialise(network, experiment.model, table.image_RCHW.shape[1])))
+
+
+def say_start_of(specs: Sequence[RunSpec], table: SliceTable, progress: Progress) -> None:
+    """`say_start` of runs of one Experiment, unless all of them have begun: those no longer need the file."""
+    if not all(storage.exists(storage.join(spec.out, STATE)) for spec in specs):
+        say_start(Experiment.from_dict(specs[0].experiment), table, progress)
 
 
 def prepare_out(out: str, about: dict[str, Any], *, resume: bool, record: str = "experiment.json") -> None:
@@ -131,8 +152,15 @@ def train_epochs(spec: RunSpec, fit: Fit) -> Iterator[dict[str, float]]:
                 for name, value in metrics.items():
                     writer.add_scalar(name, value, global_step=fit.epoch)
                 writer.flush()  # before the state that says this epoch is done
+                write_initialised(spec.out, fit)
                 save_state(state_url, {**fit.state_dict(), "threads": torch.get_num_threads()})
                 yield metrics
+
+
+def write_initialised(out: str, fit: Fit) -> None:
+    """Writes `init.json` after the first epoch that `fit` trained from `model.init_from`."""
+    if fit.initialised is not None and fit.epoch == 1:
+        storage.write_json(storage.join(out, INIT), asdict(fit.initialised))
 
 
 def finish_run(spec: RunSpec, fit: Fit, rows: Split) -> dict[str, Any] | None:
@@ -183,6 +211,9 @@ def finish_run(spec: RunSpec, fit: Fit, rows: Split) -> dict[str, Any] | None:
         "data": {"url": spec.data_url, "digest": table.digest},
         "versions": versions(),
     }
+    if experiment.model.init_from is not None:
+        initialised = storage.read_json(storage.join(spec.out, INIT))
+        summary["init_from"] = {k: len(v) if isinstance(v, list) else v for k, v in initialised.items()}
     storage.write_json(storage.join(spec.out, "summary.json"), summary)
     return summary
 

@@ -47,6 +47,7 @@ from braintum.training.run import (
     refuse_at_once,
     refuse_unseen,
     refuse_unusable,
+    say_start_of,
     train_epochs,
 )
 
@@ -233,6 +234,7 @@ def train(
     table_ref = share_table(spec.data_url, experiment.data)
     table: SliceTable = ray.get(table_ref)
     refuse_unusable(spec, table, workers)
+    say_start_of([spec], table, progress)
     prepare_out(spec.out, about_run(spec, table.digest), resume=resume)
     summary_url = storage.join(spec.out, "summary.json")
     if not storage.exists(summary_url):

@@ -26,7 +26,7 @@ from braintum.data.table import SliceTable
 from braintum.training.crossval import crossval
 from braintum.training.fit import Diverged
 from braintum.training.progress import Progress
-from braintum.training.run import prepare_out, refuse_at_once, versions
+from braintum.training.run import prepare_out, refuse_at_once, say_start, versions
 from braintum.training.worker import MAX_FAILURES, TrainingFailed, connect
 from braintum.tuning.outcome import TRIAL_COLUMNS, Winner, counts, pareto, trials_and_history, winners
 from braintum.tuning.searcher import OptunaSearcher, StudySchedulers, seed_of
@@ -62,6 +62,10 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
         progress.say("no node has room for a trial yet: they wait until the cluster grows")
     tables = {name: share_table(data_url, data) for name, data in views.items()}
     table, folds = refuse_unusable(space, tables)
+    if not storage.exists(out):
+        for name in space.architectures:
+            experiment = space.experiment(name, {})
+            say_start(experiment, ray.get(tables[view(experiment.data)]), progress)
     about = {
         "space": space.settings(),
         "digest": space.digest,

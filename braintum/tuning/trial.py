@@ -2,8 +2,8 @@
 
 `trial_epochs` is what both run. `OneWorkerTrial` runs it in a Tune actor that is reused from trial to trial;
 `many_worker_trial` runs it on the DDP workers of a `TorchTrainer` inside the trial. A trial's directory holds
-`state.pt` while it lives (the checkpoint of the fold being trained), `history.json` (a row per epoch), and `error.txt`
-if it failed.
+`state.pt` while it lives (the checkpoint of the fold being trained), `history.json` (a row per epoch), `init.json` with
+model.init_from, and `error.txt` if it failed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from braintum.data.table import SliceTable
 from braintum.training.checkpoint import STATE, load_state, save_state
 from braintum.training.device import keep_freed_memory
 from braintum.training.fit import Diverged, Fit, score
-from braintum.training.run import refuse_unequal
+from braintum.training.run import refuse_unequal, write_initialised
 from braintum.training.worker import MAX_FAILURES, ray_storage
 
 HISTORY = "history.json"
@@ -108,6 +108,7 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
                 scores.append(kept)
             if rank == 0:
                 storage.write_json(storage.join(spec.out, HISTORY), rows)
+                write_initialised(spec.out, fit)
                 saved = None if fit.finished else fit.state_dict()
                 about = {"experiment": experiment.digest, "rows": rows, "scores": scores}
                 save_state(state_url, {**about, "fit": saved})

@@ -116,6 +116,7 @@ def test_divergence_is_said_and_not_retried(tiny_phantom: str, tmp_path: Path) -
         ({"data.classes": {"any": ["glioma", "meningioma"], "none": ["no_tumor"]}}, "no_tumor", "no slice of class"),
         ({"training.batch_size": 1}, None, "leaves some of 2 workers without a slice"),
         ({"training.device": "cuda"}, None, "the cluster has no GPU"),
+        ({"model.init_from": "/nowhere/unet.safetensors"}, None, "init_from: /nowhere/unet.safetensors: no such file"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(

@@ -164,6 +164,10 @@ def test_a_resume_may_find_another_winner_but_not_answer_another_question(tiny_p
         "parameters": {"optim.lr": {"choice": [1e-9, 1e-2]}},
         "scheduler": {"name": "none"},
     }
+    nowhere = {"overrides": {**changes["overrides"], "model.init_from": f"{tmp_path}/none.safetensors"}}
+    with pytest.raises(ConfigError, match=r"init_from: .*none\.safetensors: no such file"):
+        search(space(tmp_path, **{**changes, **nowhere}), tiny_phantom, str(out), progress=quiet())
+    assert not out.exists()
     first = search(space(tmp_path, **changes, trials=1), tiny_phantom, str(out), progress=quiet())
     assert first["best"]["unet"]["experiment"]["optim"]["lr"] == 1e-9
     with pytest.raises(ConfigError, match="exists"):

@@ -1,0 +1,68 @@
+"""What architectures cost: what is counted, and that one that cannot be measured does not stop the others."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tiny import TINY
+from torch import nn
+
+from braintum.cli import main
+from braintum.config import Experiment
+from braintum.training.benchmark import BATCH, Steps, counts, slices_per_second
+
+
+def test_a_convolution_is_counted_as_by_hand() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1, stride=2))
+    found = counts(network, torch.zeros(1, 3, 16, 16))
+    assert found["parameters"] == (3 * 9 + 1) * 8 + (8 + 1) * 2
+    assert found["gflops"] == pytest.approx(2 * (16 * 16 * 8 * 3 * 9 + 8 * 8 * 2 * 8) / 1e9)
+
+
+def test_the_unet_of_the_paper() -> None:
+    """Multiply-adds of its convolutions, stage by stage; nothing is computed on the meta device."""
+    with torch.device("meta"):
+        found = counts(Experiment.load("papers/unet").model.build(1, 3, 1), torch.empty(1, 1, 256, 256))
+    assert found["parameters"] == 31_036_481
+    pixels, width = [(256 >> stage) ** 2 for stage in range(5)], [64 << stage for stage in range(5)]
+    encoder = sum(p * 9 * w * (c + w) for p, w, c in zip(pixels, width, [1, *width], strict=False))
+    decoder = sum(p * (2 * w * w + 9 * w * (2 * w + w)) for p, w in zip(pixels[:4], width, strict=False))
+    assert found["gflops"] == pytest.approx(2 * (encoder + decoder + pixels[0] * width[0]) / 1e9)
+
+
+def test_steps_train_and_infer() -> None:
+    steps = Steps(Experiment.load(None, {"model.name": "joint_unet", **TINY, "optim.lr": 1e-2}))
+    before = [parameter.detach().clone() for parameter in steps.network.parameters()]
+    ran: list[bool] = []
+    assert slices_per_second(steps.infer, lambda: ran.append(steps.network.training), seconds=0) > 0
+    assert ran == [False, False], "one to warm up, one to measure"
+    assert all(torch.equal(a, b) for a, b in zip(before, steps.network.parameters(), strict=True))
+    assert slices_per_second(steps.train, steps.wait, seconds=0) > 0
+    assert not any(torch.equal(a, b) for a, b in zip(before, steps.network.parameters(), strict=True))
+
+
+def test_one_that_cannot_be_measured_is_said_in_its_row(capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    assert main(["models", "unet", "classifier", "--benchmark", "--size", "40", "--json"]) == 1
+    measured = json.loads(capfd.readouterr().out)
+    assert (measured["side"], measured["batch"]) == (40, BATCH)
+    for name, row in measured["architectures"].items():
+        assert f"{name}: data.image_size: 40 is not divisible by 16" in row["failure"]
+    assert main(["models", "classifier", "--benchmark", "--size", "40"]) == 1
+    shown = capfd.readouterr().out
+    assert "not measured: classifier, classifier: data.image_size" in shown
+    assert measured["machine"]["processor"] in shown
+
+
+@pytest.mark.slow
+def test_models_are_measured_each_in_its_own_process(capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    assert main(["models", "classifier", "--benchmark", "--size", "32", "--json"]) == 0
+    (row,) = json.loads(capfd.readouterr().out)["architectures"].values()
+    assert (row["tasks"], row["parameters"]) == (["classification"], 19_109_187)
+    assert row["inference_slices_per_second"] > row["train_slices_per_second"] > 0
+    weights_mb = row["parameters"] * 4 / 1e6
+    assert row["peak_memory_mb"] > 4 * weights_mb, "weights, gradients and the two moments of Adam"
+    assert row["peak_memory_mb"] < 20 * weights_mb

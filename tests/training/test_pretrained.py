@@ -1,0 +1,343 @@
+"""`model.init_from`: what is taken of a file, what is said of the rest, and that a resumed run no longer needs it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import safetensors.torch
+import torch
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from ports import free_ports
+from tiny import TINY
+from torch import Tensor, nn
+
+from braintum import storage
+from braintum.config import Experiment
+from braintum.data.table import SliceTable, load_table
+from braintum.models.output import Output
+from braintum.models.registry import ModelConfig, resolve_model
+from braintum.settings import ConfigError
+from braintum.training.checkpoint import load_model, save_model
+from braintum.training.fit import Fit
+from braintum.training.pretrained import folded, initialise
+from braintum.training.progress import Progress
+from braintum.training.run import RunSpec, run
+
+FROZEN: dict[str, Any] = {
+    "optim.name": "sgd", "optim.lr": 1e-20, "optim.weight_decay": 0.0, "schedule.name": "constant",
+    "training.weights": "last", "training.early_stopping": None, "training.epochs": 2,
+}  # fmt: skip
+"""A training that leaves its weights as they began."""
+
+
+def experiment_of(name: str, **overrides: Any) -> Experiment:
+    given = {path.replace("__", "."): value for path, value in overrides.items()}
+    return Experiment.load(None, {"model.name": name, **TINY, **FROZEN, **given})
+
+
+def saved_unet(place: Path, name: str = "unet", num_classes: int = 3, **options: Any) -> tuple[str, dict[str, Tensor]]:
+    """A checkpoint as a training leaves it, of random weights; its place and its weights."""
+    experiment = experiment_of(name, **options)
+    torch.manual_seed(7)
+    weights = experiment.model.build(1, num_classes, 1).state_dict()
+    url = str(place / "model.safetensors")
+    classes = tuple(str(k) for k in range(num_classes))
+    save_model(url, weights, experiment, in_channels=1, classes=classes, masks=("tumour",))
+    return url, weights
+
+
+def starting(url: str) -> ModelConfig:
+    config = resolve_model({"name": "unet", "init_from": url})
+    assert isinstance(config, ModelConfig)
+    return config
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW + F.relu(self.bn1(self.conv1(x_BCHW)))
+
+
+class ResNet(nn.Module):
+    """An encoder with torchvision's names, and a head."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(in_channels, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8)
+        self.layer1 = nn.Sequential(Residual(8))
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, image_BCHW: Tensor) -> Output:
+        x = self.layer1(F.relu(self.bn1(self.conv1(image_BCHW))))
+        return Output(None, self.fc(x.mean((2, 3))))
+
+
+class Segmenter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.mask = ResNet(1, 2), nn.Conv2d(8, 1, 1)
+
+
+class Transformer(nn.Module):
+    """Names of its own: the file joins queries, keys and values, and has positions of another grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(1, 8, 4, 4)
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+        self.position_1DHW = nn.Parameter(torch.zeros(1, 8, 4, 4))
+
+    def pretrained(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = {}
+        for name, value in weights.items():
+            if name.startswith("patch_embed.proj."):
+                found[name.replace("patch_embed.proj", "embed")] = value
+            elif name.startswith("attn.qkv."):
+                for own, part in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                    found[name.replace("attn.qkv", own)] = part
+            elif name == "pos_embed":
+                grid_1DHW = value.reshape(1, 2, 2, 8).permute(0, 3, 1, 2)
+                found["position_1DHW"] = F.interpolate(grid_1DHW, size=(4, 4), mode="bilinear")
+        return found
+
+
+def resnet_file(place: Path) -> tuple[str, dict[str, Tensor]]:
+    """Colour images, 1000 classes: shapes as in published files, but for the width."""
+    shapes = {
+        "conv1.weight": (8, 3, 7, 7),
+        **{f"bn1.{part}": (8,) for part in ("weight", "bias", "running_mean", "running_var")},
+        "layer1.0.conv1.weight": (8, 8, 3, 3),
+        **{f"layer1.0.bn1.{part}": (8,) for part in ("weight", "bias", "running_mean", "running_var")},
+        "fc.weight": (1000, 8),
+        "fc.bias": (1000,),
+    }
+    weights = {name: torch.rand(shape) for name, shape in shapes.items()}
+    counts = {name: torch.tensor(5) for name in ("bn1.num_batches_tracked", "layer1.0.bn1.num_batches_tracked")}
+    url = str(place / "resnet.safetensors")
+    safetensors.torch.save_file({**weights, **counts}, url)
+    return url, weights
+
+
+def test_a_checkpoint_of_other_classes_gives_all_but_its_head(tmp_path: Path) -> None:
+    url, weights = saved_unet(tmp_path, "joint_unet", num_classes=2)
+    network = experiment_of("joint_unet").model.build(1, 4, 1)
+    head = {name: value.clone() for name, value in network.state_dict().items() if name.startswith("classifier.")}
+    found = initialise(network, starting(url), 1)
+    assert set(found.fresh) == set(found.unused) == set(head)
+    assert set(found.taken) == weights.keys() - head.keys()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, head[name] if name in head else weights[name])
+    assert "left fresh: classifier.1.weight, classifier.1.bias; not used: classifier.1." in str(found)
+
+
+@pytest.mark.parametrize("prefix", ["", "encoder."])
+def test_torchvisions_names_fit_a_network_and_an_encoder(tmp_path: Path, prefix: str) -> None:
+    url, weights = resnet_file(tmp_path)
+    network = Segmenter() if prefix else ResNet(1, 2)
+    found = initialise(network, starting(url), 1)
+    own = network.state_dict()
+    assert torch.equal(own[f"{prefix}layer1.0.conv1.weight"], weights["layer1.0.conv1.weight"])
+    assert torch.equal(own[f"{prefix}bn1.running_var"], weights["bn1.running_var"])
+    head = {f"{prefix}fc.weight", f"{prefix}fc.bias"}
+    assert set(found.fresh) == head | ({"mask.weight", "mask.bias"} if prefix else set())
+    assert set(found.unused) == {"fc.weight", "fc.bias"}
+
+
+def test_grey_images_are_answered_as_in_colour(tmp_path: Path) -> None:
+    url, weights = resnet_file(tmp_path)
+    grey_B1HW = torch.rand(2, 1, 32, 32)
+    expected = F.conv2d(grey_B1HW.repeat(1, 3, 1, 1), weights["conv1.weight"])
+    network = ResNet(1, 2)
+    initialise(network, starting(url), 1)
+    torch.testing.assert_close(F.conv2d(grey_B1HW, network.conv1.weight), expected, rtol=1e-4, atol=1e-4)
+    two = F.conv2d(grey_B1HW.repeat(1, 2, 1, 1), folded(weights["conv1.weight"], 2))
+    six = F.conv2d(grey_B1HW.repeat(1, 6, 1, 1), folded(weights["conv1.weight"], 6))
+    torch.testing.assert_close(six, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(two.mean(), expected.mean(), rtol=0.05, atol=0)
+
+
+def test_only_the_first_convolution_is_folded(tmp_path: Path) -> None:
+    url = str(tmp_path / "file.safetensors")
+    safetensors.torch.save_file({"0.weight": torch.rand(4, 3, 3, 3), "1.weight": torch.rand(4, 8, 3, 3)}, url)
+    found = initialise(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)), starting(url), 1)
+    assert (found.taken, found.unused) == (("0.weight",), ("1.weight",))
+    assert set(found.fresh) == {"0.bias", "1.weight", "1.bias"}
+
+
+def test_a_network_translates_names_of_its_own(tmp_path: Path) -> None:
+    weights = {
+        "patch_embed.proj.weight": torch.rand(8, 3, 4, 4),
+        "patch_embed.proj.bias": torch.rand(8),
+        "attn.qkv.weight": torch.rand(24, 8),
+        "attn.qkv.bias": torch.rand(24),
+        "pos_embed": torch.rand(1, 4, 8),
+        "head.weight": torch.rand(1000, 8),
+    }
+    url = str(tmp_path / "vit.safetensors")
+    safetensors.torch.save_file(weights, url)
+    network = Transformer()
+    found = initialise(network, starting(url), 1)
+    assert (found.fresh, found.unused) == ((), ("head.weight",))
+    assert torch.equal(network.key.weight, weights["attn.qkv.weight"][8:16])
+    assert network.embed.weight.shape == (8, 1, 4, 4)
+    assert network.key.weight.requires_grad
+    assert network.key.weight.is_leaf
+    with torch.device("meta"):
+        assert initialise(Transformer(), starting(url), 1) == found, "what is said before is what is done"
+    own = str(tmp_path / "own.safetensors")
+    safetensors.torch.save_file(network.state_dict(), own)
+    assert initialise(Transformer(), starting(own), 1).fresh == (), "names that it does not know may be its own"
+    checkpoint = str(tmp_path / "checkpoint.safetensors")
+    save_model(checkpoint, weights, experiment_of("unet"), in_channels=3, classes=("a",), masks=())
+    with pytest.raises(ConfigError, match="nothing in it fits"):  # a checkpoint's names are ours
+        initialise(Transformer(), starting(checkpoint), 1)
+
+
+def test_half_precision_is_taken(tmp_path: Path) -> None:
+    url = str(tmp_path / "half.safetensors")
+    half = {"weight": torch.rand(2, 2).half(), "bias": torch.rand(2).bfloat16()}
+    safetensors.torch.save_file(half, url)
+    network = nn.Linear(2, 2)
+    initialise(network, starting(url), 1)
+    assert torch.equal(network.weight, half["weight"].float())
+
+
+def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    def refused(url: str, says: str) -> None:
+        with pytest.raises(ConfigError, match=f"^model.init_from: {url}: {says}"):
+            initialise(ResNet(1, 2), starting(url), 1)
+
+    refused(f"{tmp_path}/none.safetensors", "no such file")
+    refused(str(tmp_path), "a folder; give a .safetensors file")
+    refused("nowhere://x", "cannot be read: nowhere://x: Protocol not known")
+    pickled = str(tmp_path / "resnet.pth")
+    torch.save(ResNet(1, 2).state_dict(), pickled)
+    refused(pickled, r"not a safetensors file .* \.pth, are not read: they can run code")
+    other = str(tmp_path / "other.safetensors")
+    safetensors.torch.save_file(
+        {"stem.weight": torch.rand(8, 3, 3, 3), "bn1.num_batches_tracked": torch.tensor(1)}, other
+    )
+    refused(
+        other, r"nothing in it fits unet, which has conv1.weight \[8, 1, 7, 7\].*; it has .*stem.weight \[8, 3, 3, 3\]"
+    )
+
+
+@pytest.fixture
+def table(tiny_phantom: str) -> SliceTable:
+    return load_table(tiny_phantom, experiment_of("unet").data)
+
+
+def assert_begun(state: Mapping[str, Tensor], weights: Mapping[str, Tensor], part: str) -> None:
+    names = [name for name in weights if name.startswith(part)]
+    assert names
+    for name in names:
+        torch.testing.assert_close(state[name], weights[name], rtol=0, atol=1e-6)
+
+
+def test_a_classifier_begins_with_a_unets_encoder_and_resumes_without_the_file(
+    tiny_phantom: str, table: SliceTable, tmp_path: Path
+) -> None:
+    url, weights = saved_unet(tmp_path)
+    experiment = experiment_of("classifier", model__init_from=url)
+    whole, stopped = (RunSpec.of(experiment, tiny_phantom, str(tmp_path / n), "1", 3) for n in ("whole", "stopped"))
+    list(run(whole, table))
+    list(islice(run(stopped, table), 1))
+    Path(url).unlink()
+    list(run(stopped, table))
+    digests = {hashlib.sha256((tmp_path / n / "model.safetensors").read_bytes()).digest() for n in ("whole", "stopped")}
+    assert len(digests) == 1
+    assert_begun(load_model(f"{whole.out}/model.safetensors").model.state_dict(), weights, "encoder.")
+    found = storage.read_json(f"{stopped.out}/init.json")
+    assert set(found["taken"]) == {name for name in weights if name.startswith("encoder.")}
+    assert all(name.startswith("dense.") for name in found["fresh"])
+    counts = storage.read_json(f"{stopped.out}/summary.json")["init_from"]
+    assert counts == {
+        "url": url, "sha256": found["sha256"], "taken": len(found["taken"]), "fresh": 4, "unused": len(found["unused"])
+    }  # fmt: skip
+
+
+def test_averaged_weights_begin_there_too(table: SliceTable, tmp_path: Path) -> None:
+    url, weights = saved_unet(tmp_path)
+    fit = Fit(experiment_of("unet", model__init_from=url, training__weights="average"), table, table_rows(table))
+    fit.run_epoch()
+    assert_begun(fit.kept_weights(), weights, "")
+
+
+def table_rows(table: SliceTable) -> Any:
+    return RunSpec.of(experiment_of("unet"), "", "", "1", 3).split(table).train
+
+
+def test_every_fold_of_a_trial_begins_there(tiny_phantom: str, table: SliceTable, tmp_path: Path) -> None:
+    from braintum.tuning.trial import TrialSpec, trial_epochs  # not by the processes that a test here spawns
+
+    url, _ = saved_unet(tmp_path)
+    experiment = experiment_of("unet", model__init_from=url)
+    spec = TrialSpec("unet", 0, experiment.to_dict(), "", str(tmp_path / "trial"), 2, {"dice": 1.0})
+    assert len(list(islice(trial_epochs(spec, table), 1))) == 1
+    found = storage.read_json(f"{spec.out}/init.json")
+    assert (found["url"], found["fresh"], found["unused"]) == (url, [], [])
+    Path(url).unlink()
+    epochs = trial_epochs(spec, table)
+    assert [row["epoch"] for row in islice(epochs, 2)] == [1, 2]
+    with pytest.raises(ConfigError, match="no such file"):
+        next(epochs)
+
+
+def _begin(rank: int, port: int, data: str, folder: str) -> None:
+    """What a rank begins with, of a file that both see and of one that only rank 0 has in its memory."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    url = f"{folder}/model.safetensors"
+    if rank == 0:
+        fsspec.filesystem("memory").pipe("memory://model.safetensors", storage.read_bytes(url))
+    said = []
+    for place in (url, "memory://model.safetensors"):
+        experiment = experiment_of("unet", model__init_from=place)
+        table = load_table(data, experiment.data)
+        fit = Fit(experiment, table, table_rows(table), rank=rank, world_size=2)
+        try:
+            fit.run_epoch()
+        except ConfigError as error:
+            said.append(str(error))
+        else:
+            safetensors.torch.save_file(fit.state_dict()["model"], f"{folder}/began-{rank}.safetensors")
+    storage.write_json(f"{folder}/said-{rank}.json", said)
+    torch.distributed.destroy_process_group()
+
+
+def test_all_workers_begin_alike_or_none(tiny_phantom: str, tmp_path: Path) -> None:
+    _, weights = saved_unet(tmp_path)
+    mp.spawn(_begin, args=(free_ports(1)[0], tiny_phantom, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        assert_begun(safetensors.torch.load_file(tmp_path / f"began-{rank}.safetensors"), weights, "")
+        assert storage.read_json(f"{tmp_path}/said-{rank}.json") == [
+            "model.init_from: memory://model.safetensors: no such file"
+        ]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_training_says_what_it_takes(
+    tiny_phantom: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from braintum.training.worker import train
+
+    url, _ = saved_unet(tmp_path)
+    monkeypatch.chdir(tmp_path)  # where no worker is
+    experiment = experiment_of("joint_unet", model__init_from="model.safetensors", training__epochs=1)
+    summary = train(experiment, tiny_phantom, str(tmp_path / "run"), workers=2, progress=Progress("test"))
+    assert summary["init_from"]["url"] == url
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("model.init_from: ")]
+    assert len(lines) == 1
+    taken = summary["init_from"]["taken"]
+    assert f"{taken} tensors taken; left fresh: classifier.1.weight, classifier.1.bias; not used: none" in lines[0]
