@@ -20,7 +20,7 @@ class DeepLabV3PlusConfig(SegmenterConfig):
     worker's batches in training need two slices or more.
     """
 
-    SMALL: ClassVar[dict[str, Any]] = {"layers": 18, "width": 8, "aspp_width": 32}
+    SMALL: ClassVar[dict[str, Any]] = {"layers": 18, "width": 8, "aspp_width": 64}
 
     name: str = "deeplabv3plus"
     layers: Literal[18, 34, 50] = Field(50, description="of the ResNet")
@@ -34,7 +34,7 @@ class DeepLabV3PlusConfig(SegmenterConfig):
 
     @property
     def smallest(self) -> int:
-        """Deepest features of one pixel would be what their own mean says."""
+        """Deepest features of one pixel would be their own mean, and the image pooling would add nothing."""
         return 2 * self.output_stride
 
     def build(self, in_channels: int, num_classes: int, num_masks: int) -> nn.Module:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 LEAST_STAGES = 4
-"""With fewer there is no output between the finest and the coarsest, so nothing to supervise deeply."""
+"""With fewer there is no output between the finest and the coarsest, so nothing to supervise deeply. nnU-Net plans
+fewer for slices of less than 32 pixels only."""
 
 
 @register("nnunet")
@@ -23,7 +24,7 @@ class NnUNetConfig(SegmenterConfig):
     are square and taken as isotropic, so that every kernel is 3×3 and every stride 2.
     """
 
-    SMALL: ClassVar[dict[str, Any]] = {"width": 8, "max_width": 32}
+    SMALL: ClassVar[dict[str, Any]] = {"width": 8, "max_width": 64}
 
     name: str = "nnunet"
     width: int = Field(32, ge=1, description="channels of the first stage; they double from stage to stage")
@@ -32,7 +33,7 @@ class NnUNetConfig(SegmenterConfig):
         None,
         ge=LEAST_STAGES,
         le=10,
-        description="resolutions; left out, as many as nnU-Net plans: sides are halved while 4 pixels or more remain",
+        description="resolutions; left out, as many as nnU-Net plans: sides are halved while 4 pixels or more are left",
     )
     deep_supervision: bool = Field(True, description="train the decoder's coarser stages on smaller masks as well")
 
@@ -43,36 +44,24 @@ class NnUNetConfig(SegmenterConfig):
         return self
 
     def for_size(self, side: int) -> Self:
-        """The plan of nnU-Net v2 for isotropic slices (`get_pool_and_conv_props`, least edge of a feature map 4).
-
-        nnU-Net pads a slice whose side cannot be halved so often; here that raises ValueError.
-        """
+        """The plan of nnU-Net v2 for isotropic slices (`get_pool_and_conv_props`, least edge of a feature map 4)."""
         if self.stages is not None:
             return self
-        edge, halvings = side, 0
+        edge, stages = side, 1
         while edge >= 8:
-            edge, halvings = -(-edge // 2), halvings + 1
-        halvings = max(halvings, LEAST_STAGES - 1)
-        divisor = 1 << halvings
-        if side % divisor:
-            padded = -(-side // divisor) * divisor
-            most = (side & -side).bit_length()  # stages until a side is odd
-            fewer = f", or model.stages to {most}" if most >= LEAST_STAGES else ""
-            raise ValueError(
-                f"stages: nnU-Net plans {halvings + 1} for slices of {side} pixels and pads them to {padded}: "
-                f"set data.image_size to {padded}{fewer}"
-            )
-        return self.model_copy(update={"stages": halvings + 1})
+            edge, stages = -(-edge // 2), stages + 1
+        return self.model_copy(update={"stages": max(stages, LEAST_STAGES)})
 
     @property
-    def divisor(self) -> int:
+    def padded_to(self) -> int:
+        """The network pads height and width to multiples of this, as nnU-Net does."""
         stages: int = self.option("stages")
         return 1 << (stages - 1)
 
     @property
     def smallest(self) -> int:
         """A deepest stage of one pixel is zero after instance norm."""
-        return 2 * self.divisor
+        return 2 * self.padded_to
 
     def build(self, in_channels: int, num_classes: int, num_masks: int) -> nn.Module:
         from braintum.models.networks.nnunet import NnUNet

@@ -18,8 +18,10 @@ from braintum.models.output import Output
 class DeepLabV3Plus(nn.Module):
     """Masks out of the ASPP's features at the output stride, joined with the ResNet's first stage at stride 4.
 
-    The decoder has the two 3×3 convolutions that the paper found best (table 2), separable as in its section 4.3; its
-    output is interpolated by 4. With `config.classify` a head reads the ResNet's deepest features.
+    The decoder has the two 3×3 convolutions of 256 channels that the paper found best (section 4.1); its output is
+    interpolated by 4. 3×3 convolutions of ASPP and decoder are separable (section 3.1), which the paper does with
+    Xception, and segmentation_models.pytorch with a ResNet too. With `config.classify` a head reads the ResNet's
+    deepest features.
     """
 
     def __init__(self, config: DeepLabV3PlusConfig, in_channels: int, num_classes: int, num_masks: int) -> None:
@@ -50,7 +52,7 @@ class DeepLabV3Plus(nn.Module):
 class ASPP(nn.Module):
     """A 1×1 convolution, a separable 3×3 convolution of each rate, and the image's mean, joined by a 1×1 convolution.
 
-    No dropout: the papers name none.
+    Without dropout: the paper names none.
     """
 
     def __init__(self, in_channels: int, width: int, rates: tuple[int, ...]) -> None:

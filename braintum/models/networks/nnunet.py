@@ -13,6 +13,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import torch.nn.functional as F
 from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetOutBlock, UnetUpBlock
 from torch import Tensor, nn
 
@@ -27,6 +28,9 @@ class NnUNet(nn.Module):
     With `config.deep_supervision` stages 1, 2, ... of the decoder have masks of their own in training, of their own
     size and weight 1/2, 1/4, ..., all but the coarsest. nnU-Net divides these weights by their sum; here the finest
     keeps weight 1, as every network's main output does. With `config.classify` a head reads the deepest features.
+
+    Slices whose sides are no multiples of `config.padded_to` get zeros below and to the right, which the masks are
+    without.
     """
 
     def __init__(self, config: NnUNetConfig, in_channels: int, num_classes: int, num_masks: int) -> None:
@@ -43,10 +47,12 @@ class NnUNet(nn.Module):
         )
         self.masks = nn.ModuleList(UnetOutBlock(2, channels[stage], num_masks) for stage in range(supervised))
         self.classifier = class_head(config, channels[-1], num_classes)
+        self.padded_to = config.padded_to
         self.apply(_initialise)
 
     def forward(self, image_BCHW: Tensor) -> Output:
-        features = [image_BCHW]
+        height, width = image_BCHW.shape[2:]
+        features = [F.pad(image_BCHW, (0, -width % self.padded_to, 0, -height % self.padded_to))]
         for down in self.encoder:
             features.append(down(features[-1]))
         _, *skips, x = features
@@ -55,11 +61,14 @@ class NnUNet(nn.Module):
         for up, skip in zip(reversed(self.decoder), reversed(skips), strict=True):
             x = up(x, skip)
             decoded.insert(0, x)
-        if not self.training:
-            return Output(self.masks[0](x), class_logits_BN)
-        masks = [mask(x) for mask, x in zip(self.masks, decoded, strict=False)]
-        aux = tuple((0.5**stage, Output(mask, None)) for stage, mask in enumerate(masks) if stage)
-        return Output(masks[0], class_logits_BN, aux)
+
+        def mask_logits_BKHW(stage: int) -> Tensor:
+            logits: Tensor = self.masks[stage](decoded[stage])
+            return logits[:, :, : -(-height >> stage), : -(-width >> stage)]
+
+        supervised = range(1, len(self.masks)) if self.training else ()
+        aux = tuple((0.5**stage, Output(mask_logits_BKHW(stage), None)) for stage in supervised)
+        return Output(mask_logits_BKHW(0), class_logits_BN, aux)
 
 
 def _norm(channels: int) -> dict[str, Any]:

@@ -1,0 +1,132 @@
+"""DeepLabv3+ as published: its size, its encoder's names, what dilation keeps, its decoder."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import braintum.models  # noqa: F401 - registers the architectures
+from braintum.config import Experiment
+from braintum.models.networks.deeplabv3plus import ASPP
+from braintum.settings import ConfigError
+
+SMALL = {"layers": 18, "width": 4, "aspp_width": 16}
+
+
+def network(channels: int = 1, **model: object) -> nn.Module:
+    torch.manual_seed(0)
+    config = Experiment.from_dict({"model": {"name": "deeplabv3plus", **model}}).model
+    return config.build(in_channels=channels, num_classes=4, num_masks=1)
+
+
+def on_meta(channels: int = 3, **model: object) -> nn.Module:
+    with torch.device("meta"):
+        return network(channels, **model)
+
+
+def num_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_it_has_the_published_size() -> None:
+    """26.7 M: what segmentation_models.pytorch 0.6.0 counts for a ResNet-50, three channels and one mask."""
+    assert num_parameters(on_meta()) == 26_677_585
+    assert num_parameters(on_meta(output_stride=8)) == 26_677_585
+    assert num_parameters(on_meta(classify=True)) == 26_677_585 + 2048 * 4 + 4
+
+
+@pytest.mark.parametrize(
+    ("layers", "size", "last"), [(18, 11_689_512, 512), (34, 21_797_672, 512), (50, 25_557_032, 2048)]
+)
+def test_the_encoder_is_the_published_resnet(layers: int, size: int, last: int) -> None:
+    """torchvision's counts, without its last layer of 1,000 classes."""
+    assert num_parameters(on_meta(layers=layers).encoder) == size - (last * 1000 + 1000)
+
+
+def test_the_encoder_has_torchvisions_names() -> None:
+    state = on_meta().encoder.state_dict()
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    assert shapes["conv1.weight"] == (64, 3, 7, 7)
+    assert shapes["bn1.running_mean"] == (64,)
+    assert shapes["layer1.0.downsample.0.weight"] == (256, 64, 1, 1)
+    assert shapes["layer1.0.downsample.1.weight"] == (256,)
+    assert shapes["layer3.5.conv2.weight"] == (256, 256, 3, 3)
+    assert shapes["layer4.2.bn3.bias"] == (2048,)
+    assert len(shapes) == 320 - 2  # of torchvision's resnet50, without fc
+    assert "layer1.0.downsample.0.weight" not in on_meta(layers=34).encoder.state_dict()
+
+
+@pytest.mark.parametrize("layers", [18, 50])
+def test_dilation_keeps_what_the_strided_resnet_computes(layers: int) -> None:
+    """With the same weights, every other (fourth) pixel at a smaller stride is the pixel at the larger one."""
+    coarse, fine = (network(**{**SMALL, "layers": layers, "output_stride": s}).eval() for s in (16, 8))
+    fine.load_state_dict(coarse.state_dict())
+    image = torch.rand(2, 1, 96, 96)
+    with torch.inference_mode():
+        at_16, at_8 = coarse.encoder(image)[1], fine.encoder(image)[1]
+    assert at_16.shape[2:] == (6, 6)
+    assert at_8.shape[2:] == (12, 12)
+    torch.testing.assert_close(at_8[:, :, ::2, ::2], at_16, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("stride", "rates"), [(16, (6, 12, 18)), (8, (12, 24, 36))])
+def test_the_aspp_has_the_published_rates(stride: int, rates: tuple[int, ...]) -> None:
+    convolutions = [m for m in on_meta(output_stride=stride).aspp.modules() if isinstance(m, nn.Conv2d)]
+    assert tuple(m.dilation[0] for m in convolutions if m.kernel_size == (3, 3)) == rates
+
+
+def test_an_atrous_branch_reads_pixels_at_its_rate() -> None:
+    """What one pixel of the input changes: the centre and its eight neighbours at the rate."""
+    torch.manual_seed(0)
+    branch = ASPP(1, 2, (3,)).eval().atrous[0][:2]  # without norm and ReLU
+    point = torch.zeros(1, 1, 9, 9)
+    point[0, 0, 4, 4] = 1
+    reached = branch(point)[0].abs().sum(0).nonzero()
+    assert reached.tolist() == [[y, x] for y in (1, 4, 7) for x in (1, 4, 7)]
+
+
+def test_the_image_pooling_reaches_every_pixel() -> None:
+    """A change in one corner changes the opposite one, 31 features away, beyond the atrous branches."""
+    torch.manual_seed(0)
+    aspp = ASPP(4, 8, (2, 3)).eval()
+    features = torch.rand(1, 4, 32, 32)
+    changed = features.clone()
+    changed[:, :, 0, 0] += 100
+    assert not torch.allclose(aspp(features)[..., -1, -1], aspp(changed)[..., -1, -1])
+
+
+def test_the_decoder_reduces_the_skip_to_48_channels() -> None:
+    model = on_meta()
+    assert model.skip[0].weight.shape == (48, 256, 1, 1)
+    assert model.decoder[0].weight.shape == (304, 1, 3, 3)
+
+
+def test_a_training_batch_of_one_slice_is_refused() -> None:
+    model, image = network(**SMALL), torch.rand(1, 1, 64, 64)
+    with pytest.raises(ValueError, match="train on 2 slices or more a worker"):
+        model(image)
+    assert model.eval()(image).mask_logits_BKHW.shape == (1, 1, 64, 64)
+
+
+@pytest.mark.parametrize("layers", [18, 50])
+def test_logits_start_at_order_one(layers: int) -> None:
+    model = network(layers=layers, width=8, aspp_width=32, classify=True, dropout=0.0)
+    output = model(torch.rand(4, 1, 64, 64))
+    assert 0.1 < output.mask_logits_BKHW.std() < 10
+    assert 0.1 < output.class_logits_BN.std() < 10
+
+
+@pytest.mark.parametrize(
+    ("side", "model", "message"),
+    [
+        (64, {"layers": 101}, "layers: 101"),
+        (64, {"output_stride": 4}, "output_stride: 4"),
+        (64, {"dropout": 0.5}, "dropout has no effect with classify=false"),
+        (72, {}, "72 is not divisible by 16"),
+        (16, {}, "16 is too small for deeplabv3plus with these options, which needs 32"),
+    ],
+)
+def test_impossible_options_are_refused(side: int, model: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Experiment.from_dict({"data": {"image_size": side}, "model": {"name": "deeplabv3plus", **model}})
