@@ -6,6 +6,7 @@ by an entry point of the group `braintum.models` that names the module with its 
 
 from importlib.metadata import entry_points
 
+from braintum.models import braintumnet as braintumnet
 from braintum.models import classifier as classifier
 from braintum.models import deeplabv3plus as deeplabv3plus
 from braintum.models import densenet as densenet
