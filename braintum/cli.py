@@ -20,8 +20,22 @@ from typing import Annotated, Any, TypeGuard
 
 import typer
 
-from braintum.config import Experiment, json_schema, merge, parse_overrides, parse_settings, read_settings
+from braintum.config import Experiment, json_schema, parse_overrides
 from braintum.models.registry import architectures, model_config_class
+from braintum.options import (
+    Config,
+    DataUrl,
+    Folds,
+    Json,
+    NewUrl,
+    OutUrl,
+    Resume,
+    Set,
+    Workers,
+    experiment_of,
+    given,
+    sees_whole,
+)
 from braintum.settings import ConfigError
 
 app = typer.Typer(
@@ -33,44 +47,6 @@ ingest = typer.Typer(help="Writes a dataset: Parquet shards and a card.")
 app.add_typer(ingest, name="ingest")
 
 
-def _given(parameter: typer.CallbackParam, value: str | None) -> str | None:
-    """Refuses what a shell makes of a variable that is not set; as a path it would be the current folder."""
-    if value is not None and not value.strip():
-        raise ConfigError(
-            f"{parameter.opts[0]}: is empty, as of a variable that is not set; give a file, folder or URL"
-        )
-    return value
-
-
-def _outlives_a_job(parameter: typer.CallbackParam, out: str) -> str:
-    """A Ray job's relative paths lie in its own copy of its working directory, which Ray deletes."""
-    _given(parameter, out)
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in out and not os.path.isabs(out):
-        raise ConfigError(
-            f"--out {out}: is in the job's copy of its working directory, deleted later; give an absolute path or a URL"
-        )
-    return out
-
-
-DataUrl = Annotated[str, typer.Option("--data", callback=_given, help="Dataset: a folder or URL that `ingest` wrote.")]
-NewUrl = Annotated[
-    str, typer.Option("--out", callback=_outlives_a_job, help="Folder or URL to write; must not exist yet.")
-]
-OutUrl = Annotated[
-    str,
-    typer.Option(
-        "--out", callback=_outlives_a_job, help="Folder or URL to write; must not exist yet, but with --resume."
-    ),
-]
-Config = Annotated[
-    str | None,
-    typer.Option("--config", callback=_given, help="A .yaml file or URL, or a recipe, such as papers/unet."),
-]
-Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, such as optim.lr=3e-4; repeatable.")]
-Folds = Annotated[int | None, typer.Option(min=2, help="Number of folds; the source's own, else 5.")]
-Workers = Annotated[int, typer.Option(min=1, help="Worker processes of a training.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, all else to stderr.")]
 Summary = Mapping[str, Any]
 
 RESUMABLE = ("train", "crossval", "cascade", "search")
@@ -78,9 +54,7 @@ RESUMABLE = ("train", "crossval", "cascade", "search")
 
 @ingest.command("folder")
 def ingest_folder(
-    path: Annotated[
-        str, typer.Argument(callback=_given, help="Folder with manifest.csv and the images that it names.")
-    ],
+    path: Annotated[str, typer.Argument(callback=given, help="Folder with manifest.csv and the images that it names.")],
     out: NewUrl,
     name: Annotated[str | None, typer.Option(help="Name of the dataset; else the folder's.")] = None,
     size: Annotated[int | None, typer.Option(min=16, help="Height and width to store, pixels.")] = None,
@@ -127,7 +101,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Trains one Experiment and scores it once on the slices held out."""
-    experiment = _experiment(config, settings)
+    experiment = experiment_of(config, settings)
     from braintum.console import print_run
     from braintum.training.progress import Progress
     from braintum.training.worker import train as run
@@ -149,7 +123,7 @@ def crossval(
     as_json: Json = False,
 ) -> None:
     """Trains one Experiment once a fold, and scores each fold by the training that did not see it."""
-    experiment = _experiment(config, settings)
+    experiment = experiment_of(config, settings)
     from braintum.console import print_crossval
     from braintum.training.crossval import crossval as run
     from braintum.training.progress import Progress
@@ -164,11 +138,11 @@ def cascade(
     data: DataUrl,
     out: OutUrl,
     segmenter: Annotated[
-        str | None, typer.Option(callback=_given, help="The first stage: what --config of train takes.")
+        str | None, typer.Option(callback=given, help="The first stage: what --config of train takes.")
     ] = None,
     classifier: Annotated[
         str | None,
-        typer.Option(callback=_given, help="The second: the same; its data.region is crop where it is whole there."),
+        typer.Option(callback=given, help="The second: the same; its data.region is crop where it is whole there."),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -189,8 +163,8 @@ def cascade(
     stages = {}
     for part, config in (("segmenter", segmenter), ("classifier", classifier)):
         try:
-            crop = ["data.region=crop"] if part == "classifier" and _sees_whole(config) else []
-            stages[part] = _experiment(config, [*crop, *of_part[part]])
+            crop = ["data.region=crop"] if part == "classifier" and sees_whole(config) else []
+            stages[part] = experiment_of(config, [*crop, *of_part[part]])
         except ConfigError as error:
             raise ConfigError(f"{part}: {error}") from None
     from braintum.console import print_crossval
@@ -206,7 +180,7 @@ def cascade(
 def search(
     space: Annotated[
         str,
-        typer.Argument(callback=_given, help="A search space: a .yaml file, its URL, or one of braintum's, as quick."),
+        typer.Argument(callback=given, help="A search space: a .yaml file, its URL, or one of braintum's, as quick."),
     ],
     data: DataUrl,
     out: OutUrl,
@@ -231,9 +205,9 @@ def search(
 
 @app.command()
 def report(
-    directory: Annotated[str, typer.Argument(callback=_given, help="Folder of a study, a cross-validation or a run.")],
+    directory: Annotated[str, typer.Argument(callback=given, help="Folder of a study, a cross-validation or a run.")],
     out: Annotated[
-        str | None, typer.Option(callback=_given, help="Folder to write; else `report` inside the directory.")
+        str | None, typer.Option(callback=given, help="Folder to write; else `report` inside the directory.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -305,7 +279,7 @@ def schema() -> None:
 @app.command()
 def demo(
     out: NewUrl = "out/demo",
-    space: Annotated[str, typer.Option(callback=_given, help="Search space to run.")] = "search_spaces/smoke.yaml",
+    space: Annotated[str, typer.Option(callback=given, help="Search space to run.")] = "search_spaces/smoke.yaml",
     as_json: Json = False,
 ) -> None:
     """The whole path on data it draws itself: ingest, search, cross-validate, report."""
@@ -331,39 +305,6 @@ def run_demo(out: str, space: str, as_json: bool = False, **phantom: Any) -> Non
     if as_json:
         card, summary = storage.read_json(f"{data}/card.json"), storage.read_json(f"{study}/summary.json")
         print(json.dumps({"data": card, "study": summary, "report": f"{study}/report/report.html"}, indent=2))
-
-
-def _experiment(config: str | None, settings: list[str] | None) -> Experiment:
-    """What --config and --set say; a --set without effect is refused."""
-    overrides = parse_overrides(settings or [])
-    experiment = _load(config, overrides)
-    for path in overrides:
-        if path in experiment.without_effect:
-            raise ConfigError(f"--set {path}: has no effect {experiment.without_effect[path]}; leave it out")
-    return experiment
-
-
-def _sees_whole(config: str | None) -> bool:
-    """Whether a configuration says `data.region: whole`, or nothing about it."""
-    data = _settings(config).get("data")
-    return not isinstance(data, dict) or data.get("region", "whole") == "whole"
-
-
-def _load(config: str | None, overrides: Mapping[str, Any]) -> Experiment:
-    return Experiment.from_dict(merge(_settings(config), overrides), config or "defaults")
-
-
-def _settings(config: str | None) -> dict[str, Any]:
-    """A URL is read here: the package's configurations know no file systems."""
-    if config is None or "://" not in config:
-        return read_settings(config)
-    from braintum.storage import read_bytes
-
-    try:
-        text = read_bytes(config)
-    except FileNotFoundError:
-        raise ConfigError(f"{config}: no such file") from None
-    return parse_settings(text, config)
 
 
 @contextlib.contextmanager
@@ -393,16 +334,16 @@ def _show(result: Summary, as_json: bool, show: Callable[[Summary], None]) -> No
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (without the program's name; None: the process's own) and returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     # A shell starts background commands, and so a job its driver, with interrupts ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         # Not standalone: Typer would print its own several lines, and end the process.
-        code = app(args=given or ["--help"], prog_name="braintum", standalone_mode=False)
+        code = app(args=words or ["--help"], prog_name="braintum", standalone_mode=False)
         if code == 130:  # what Typer makes of a KeyboardInterrupt
             saved = "; what was saved stays, and the same command with --resume goes on from it"
-            return _say("interrupted" + saved * (given[0] in RESUMABLE), 130)
+            return _say("interrupted" + saved * (words[0] in RESUMABLE), 130)
         return code if isinstance(code, int) else 0
     except typer.TyperException as error:
         return _say(f"{error.format_message().rstrip('.')}; see braintum --help", 2)

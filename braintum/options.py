@@ -1,0 +1,80 @@
+"""What the commands have in common: their options, and the Experiment that --config and --set say."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from braintum.config import Experiment, merge, parse_overrides, parse_settings, read_settings
+from braintum.settings import ConfigError
+
+
+def given(parameter: typer.CallbackParam, value: str | None) -> str | None:
+    """Refuses what a shell makes of a variable that is not set; as a path it would be the current folder."""
+    if value is not None and not value.strip():
+        raise ConfigError(
+            f"{parameter.opts[0]}: is empty, as of a variable that is not set; give a file, folder or URL"
+        )
+    return value
+
+
+def outlives_a_job(parameter: typer.CallbackParam, out: str) -> str:
+    """A Ray job's relative paths lie in its own copy of its working directory, which Ray deletes."""
+    given(parameter, out)
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in out and not os.path.isabs(out):
+        raise ConfigError(
+            f"--out {out}: is in the job's copy of its working directory, deleted later; give an absolute path or a URL"
+        )
+    return out
+
+
+DataUrl = Annotated[str, typer.Option("--data", callback=given, help="Dataset: a folder or URL that `ingest` wrote.")]
+NewUrl = Annotated[
+    str, typer.Option("--out", callback=outlives_a_job, help="Folder or URL to write; must not exist yet.")
+]
+OutUrl = Annotated[
+    str,
+    typer.Option(
+        "--out", callback=outlives_a_job, help="Folder or URL to write; must not exist yet, but with --resume."
+    ),
+]
+Config = Annotated[
+    str | None,
+    typer.Option("--config", callback=given, help="A .yaml file or URL, or a recipe, such as papers/unet."),
+]
+Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, such as optim.lr=3e-4; repeatable.")]
+Folds = Annotated[int | None, typer.Option(min=2, help="Number of folds; the source's own, else 5.")]
+Workers = Annotated[int, typer.Option(min=1, help="Worker processes of a training.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, all else to stderr.")]
+
+
+def experiment_of(config: str | None, settings: list[str] | None) -> Experiment:
+    """What --config and --set say; a --set without effect is refused."""
+    overrides = parse_overrides(settings or [])
+    experiment = Experiment.from_dict(merge(_settings(config), overrides), config or "defaults")
+    for path in overrides:
+        if path in experiment.without_effect:
+            raise ConfigError(f"--set {path}: has no effect {experiment.without_effect[path]}; leave it out")
+    return experiment
+
+
+def sees_whole(config: str | None) -> bool:
+    """Whether a configuration says `data.region: whole`, or nothing about it."""
+    data = _settings(config).get("data")
+    return not isinstance(data, dict) or data.get("region", "whole") == "whole"
+
+
+def _settings(config: str | None) -> dict[str, Any]:
+    """A URL is read here: the package's configurations know no file systems."""
+    if config is None or "://" not in config:
+        return read_settings(config)
+    from braintum.storage import read_bytes
+
+    try:
+        text = read_bytes(config)
+    except FileNotFoundError:
+        raise ConfigError(f"{config}: no such file") from None
+    return parse_settings(text, config)
