@@ -40,7 +40,7 @@ class DeepLabV3Plus(nn.Module):
     def forward(self, image_BCHW: Tensor) -> Output:
         if self.training and len(image_BCHW) == 1:
             raise ConfigError(
-                "training.batch_size: leaves a worker one slice in a step, and deeplabv3plus cannot take batch statistics "
+                "training.batch_size: leaves a worker one slice in a step, and deeplabv3plus has no batch statistics "
                 "of one slice's image pooling; make it 2 or more a worker"
             )
         fine, deep = self.encoder(image_BCHW)
