@@ -104,7 +104,7 @@ def test_the_decoder_reduces_the_skip_to_48_channels() -> None:
 
 def test_a_training_batch_of_one_slice_is_refused() -> None:
     model, image = network(**SMALL), torch.rand(1, 1, 64, 64)
-    with pytest.raises(ValueError, match="train on 2 slices or more a worker"):
+    with pytest.raises(ConfigError, match="make it 2 or more a worker"):
         model(image)
     assert model.eval()(image).mask_logits_BKHW.shape == (1, 1, 64, 64)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from braintum.models.deeplabv3plus import DeepLabV3PlusConfig
 from braintum.models.networks.blocks import class_head
 from braintum.models.output import Output
+from braintum.settings import ConfigError
 
 
 class DeepLabV3Plus(nn.Module):
@@ -38,9 +39,9 @@ class DeepLabV3Plus(nn.Module):
 
     def forward(self, image_BCHW: Tensor) -> Output:
         if self.training and len(image_BCHW) == 1:
-            raise ValueError(
-                "deeplabv3plus: no batch norm of one slice's image pooling; train on 2 slices or more a worker "
-                "(training.batch_size)"
+            raise ConfigError(
+                "training.batch_size: leaves a worker one slice in a step, and deeplabv3plus has no batch statistics "
+                "of one slice's image pooling; make it 2 or more a worker"
             )
         fine, deep = self.encoder(image_BCHW)
         skip = self.skip(fine)

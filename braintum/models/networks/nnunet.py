@@ -29,8 +29,8 @@ class NnUNet(nn.Module):
     size and weight 1/2, 1/4, ..., all but the coarsest. nnU-Net divides these weights by their sum; here the finest
     keeps weight 1, as every network's main output does. With `config.classify` a head reads the deepest features.
 
-    Slices whose sides are no multiples of `config.padded_to` get zeros below and to the right, which the masks are
-    without.
+    Slices whose sides are no multiples of `config.padded_to` get zeros below and to the right (nnU-Net: all round, but
+    so the coarser masks' pixels stay where they were); the masks are cut to the slice again.
     """
 
     def __init__(self, config: NnUNetConfig, in_channels: int, num_classes: int, num_masks: int) -> None:
