@@ -30,7 +30,9 @@ def test_it_is_listed_with_its_options() -> None:
 def test_it_trains_on_workers(tiny_phantom: str, tmp_path: Path) -> None:
     settings = ["model.name=threshold_net", "model.classify=true", "data.image_size=32", "training.epochs=1"]
     options = [option for setting in settings for option in ("--set", setting)]
-    done = braintum("train", "--data", tiny_phantom, "--out", str(tmp_path / "run"), *options, "--json")
+    done = braintum(
+        "crossval", "--folds", "2", "--data", tiny_phantom, "--out", str(tmp_path / "cv"), *options, "--json"
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["architecture"] == "threshold_net"
 
