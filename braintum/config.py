@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from braintum.models.registry import ModelConfig, Task, options_schemas, resolve_model
+from braintum.models.registry import ModelConfig, Task, options_schemas, resolve_model, without_derived
 from braintum.parts import Augment, Data, Loss, Optim, Schedule, Training
 from braintum.settings import ConfigError, Part, Where, one_line, parse_yaml
 
@@ -102,6 +102,8 @@ class Experiment(Part):
                 found |= dict.fromkeys(paths, f"on {name}, which has {' and '.join(tasks)} only")
         if not self.needs_validation:
             found["data.validation"] = "where nothing is chosen by it (weights best, early stopping or plateau)"
+        if self.training.half_size and self.half_side >= self.data.image_size:
+            found["training.half_size"] = f"on {name}, which takes no slices smaller than {self.half_side} pixels"
         return found
 
     @property
@@ -194,9 +196,12 @@ def merge(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
     """Settings with dotted paths replaced, in the order given, names first.
 
     Another `name` (of the model, the optimiser, the schedule) starts that part afresh from its own defaults: the
-    options that stood there belonged to something else. So do the options of `_BELONGS`.
+    options that stood there belonged to something else. So do the options of `_BELONGS`. Options of the model that
+    were filled in from others, or from the slices' size, follow what is asked for.
     """
     merged = {part: dict(v) if isinstance(v, Mapping) else v for part, v in settings.items()}
+    if any(path == "data.image_size" or path.startswith("model.") for path in overrides):
+        _let_follow(merged)
     for path in sorted(overrides, key=lambda p: not p.endswith(".name")):
         part, _, field = path.partition(".")
         if not field or "." in field:
@@ -215,6 +220,14 @@ def merge(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
                 current.pop(option, None)
         current[field] = value
     return merged
+
+
+def _let_follow(settings: dict[str, Any]) -> None:
+    """Takes out the model's options that follow from the slices' size, or from other options."""
+    model, data = settings.get("model"), settings.get("data", {})
+    side = data.get("image_size", Data().image_size) if isinstance(data, dict) else None
+    if isinstance(model, dict) and isinstance(side, int):
+        settings["model"] = without_derived(model, side)
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:

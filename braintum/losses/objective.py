@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ class Targets(Protocol):
 
     @property
     def mask_BKHW(self) -> Tensor:
-        """float32, 0 or 1; anything where a row has no mask."""
+        """float32, 0 or 1; any finite value where a row has no mask."""
 
     @property
     def has_mask_B(self) -> Tensor:
@@ -63,10 +64,11 @@ class Terms(NamedTuple):
 class Objective(nn.Module):
     """loss.segmentation_weight × segmentation + loss.classification_weight × classification, in float32.
 
-    `aux` outputs add their weight × the same sum; where their masks are smaller, the true masks are sampled down to
-    them by nearest neighbour, as nnU-Net does for deep supervision. A row without mask or label adds nothing to that
-    task; a task without any target in the batch is a zero that is connected to the graph, so that every parameter has
-    a gradient.
+    Where there are `aux` outputs a task's loss is the mean over all outputs that have it, the main one of weight 1: so
+    a network that is supervised deeply weighs its tasks against each other as one that is not. Where auxiliary masks
+    are smaller, the true masks are sampled down to them by nearest neighbour, as nnU-Net does. A row without mask or
+    label adds nothing to that task; a task without any target in the batch is a zero that is connected to the graph,
+    so that every parameter has a gradient.
 
     `class_weight_N` (see `balanced_class_weights`) must be given if, and only if, loss.class_weights is not "none".
     """
@@ -82,22 +84,17 @@ class Objective(nn.Module):
         self.register_buffer("class_weight_N", class_weight_N, persistent=False)
 
     def forward(self, output: Output, targets: Targets) -> Terms:
-        total, masks, labels = None, None, None
-        if output.mask_logits_BKHW is not None:
-            masks = self._segmentation(output.mask_logits_BKHW, targets)
-            total = self.loss.segmentation_weight * masks
-        if output.class_logits_BN is not None:
-            labels = self._classification(output.class_logits_BN, targets)
-            weighted = self.loss.classification_weight * labels
-            total = weighted if total is None else total + weighted
-        if total is None:
+        outputs = [(1.0, output), *output.aux]
+        masks = [(w, self._segmentation(x, targets)) for w, o in outputs if (x := o.mask_logits_BKHW) is not None]
+        labels = [(w, self._classification(x, targets)) for w, o in outputs if (x := o.class_logits_BN) is not None]
+        tasks = [(self.loss.segmentation_weight, masks), (self.loss.classification_weight, labels)]
+        weighted = [weight * _mean(terms) for weight, terms in tasks if terms]
+        if not weighted:
             raise ValueError("an Output needs mask logits or class logits")
-        for weight, auxiliary in output.aux:
-            total = total + weight * self(auxiliary, targets).total
         return Terms(
-            total,
-            None if masks is None else masks.detach(),
-            None if labels is None else labels.detach(),
+            torch.stack(weighted).sum(),
+            masks[0][1].detach() if masks else None,
+            labels[0][1].detach() if labels else None,
         )
 
     def _segmentation(self, logits_BKHW: Tensor, targets: Targets) -> Tensor:
@@ -115,3 +112,10 @@ class Objective(nn.Module):
         weight = self.class_weight_N[label.clamp(min=0)].where(label >= 0, 0.0).sum()
         # Weights are positive: the sum is zero only when there is no label, and then the loss is zero as well.
         return loss / weight.clamp(min=self.class_weight_N.min())
+
+
+def _mean(terms: list[tuple[float, Tensor]]) -> Tensor:
+    """Of (weight, value) pairs, by weight."""
+    total = sum(weight * value for weight, value in terms)
+    assert isinstance(total, Tensor)
+    return total / sum(weight for weight, _ in terms)

@@ -4,8 +4,6 @@ Adding one: write `models/NAME.py` and `models/networks/NAME.py`, and name it he
 by an entry point of the group `braintum.models` that names the module with its `@register`.
 """
 
-from importlib.metadata import entry_points
-
 from braintum.models import braintumnet as braintumnet
 from braintum.models import classifier as classifier
 from braintum.models import deeplabv3plus as deeplabv3plus
@@ -17,6 +15,6 @@ from braintum.models import resnet as resnet
 from braintum.models import swin_unet as swin_unet
 from braintum.models import transunet as transunet
 from braintum.models import unet as unet
+from braintum.models.registry import load_entry_points
 
-for _entry in entry_points(group="braintum.models"):
-    _entry.load()
+load_entry_points()

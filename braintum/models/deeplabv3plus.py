@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 @register("deeplabv3plus")
 class DeepLabV3PlusConfig(SegmenterConfig):
-    """A dilated ResNet, atrous spatial pyramid pooling (ASPP) and a decoder of one skip; batch norm throughout.
-
-    The ASPP's image pooling has one value a channel and slice, and batch norm has no statistics of one value: each
-    worker's batches in training need two slices or more.
-    """
+    """A dilated ResNet, atrous spatial pyramid pooling (ASPP) and a decoder of one skip; batch norm throughout."""
 
     SMALL: ClassVar[dict[str, Any]] = {"layers": 18, "width": 8, "aspp_width": 64}
 
@@ -36,6 +32,11 @@ class DeepLabV3PlusConfig(SegmenterConfig):
     def smallest(self) -> int:
         """Deepest features of one pixel would be their own mean, and the image pooling would add nothing."""
         return 2 * self.output_stride
+
+    @property
+    def smallest_batch(self) -> int:
+        """The ASPP's image pooling has one value a channel and slice, and batch norm has no statistics of one value."""
+        return 2
 
     def build(self, in_channels: int, num_classes: int, num_masks: int) -> nn.Module:
         from braintum.models.networks.deeplabv3plus import DeepLabV3Plus

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os.path
 from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -29,6 +30,8 @@ class ModelConfig(Part):
     """
 
     SMALL: ClassVar[dict[str, Any]] = {}
+    VARIANTS: ClassVar[tuple[dict[str, Any], ...]] = ()
+    """Further options, beside those that a type lists, that the contract test tries on top of SMALL."""
 
     name: str
     init_from: str | None = Field(
@@ -65,6 +68,11 @@ class ModelConfig(Part):
         """The smallest height and width of a slice."""
         return self.divisor
 
+    @property
+    def smallest_batch(self) -> int:
+        """The fewest slices that a worker can be trained on at a time, at the smallest height and width."""
+        return 1
+
     def build(self, in_channels: int, num_classes: int, num_masks: int) -> nn.Module:
         """The network: `forward(image_BCHW) -> Output` (braintum.models.output)."""
         raise NotImplementedError(f"{type(self).__name__} does not build a network")
@@ -91,6 +99,8 @@ class SegmenterConfig(ModelConfig):
 
 C = TypeVar("C", bound=type[ModelConfig])
 _REGISTRY: dict[str, tuple[type[ModelConfig], dict[str, Any]]] = {}
+_BROKEN: dict[str, str] = {}
+"""Why an architecture of another package is not there, by the name of its entry point."""
 
 
 def register(name: str, **preset: Any) -> Callable[[C], C]:
@@ -110,6 +120,25 @@ def register(name: str, **preset: Any) -> Callable[[C], C]:
     return decorate
 
 
+def load_entry_points() -> None:
+    """Imports the modules that installed packages name in the group `braintum.models`.
+
+    One that cannot be imported is no reason for the others to fail: it is said where its name is asked for.
+    """
+    for entry in entry_points(group="braintum.models"):
+        try:
+            entry.load()
+        except Exception as error:  # noqa: BLE001 - other people's code may raise anything
+            package = entry.dist.name if entry.dist is not None else entry.value
+            _BROKEN[entry.name] = f"{package} cannot be loaded: {type(error).__name__}: {error}"
+
+
+def _unknown(name: str) -> str:
+    if name in _BROKEN:
+        return f"{name!r}: {_BROKEN[name]}"
+    return f"{name!r} is not an architecture; known: {', '.join(architectures())}"
+
+
 def architectures() -> list[str]:
     """The names of all registered architectures, sorted."""
     return sorted(_REGISTRY)
@@ -118,7 +147,7 @@ def architectures() -> list[str]:
 def model_config_class(name: str) -> type[ModelConfig]:
     """The options class of an architecture. Raises ConfigError with the known names."""
     if name not in _REGISTRY:
-        raise ConfigError(f"model.name: {name!r} is not an architecture; known: {', '.join(architectures())}")
+        raise ConfigError(f"model.name: {_unknown(name)}")
     return _REGISTRY[name][0]
 
 
@@ -131,12 +160,32 @@ def resolve_model(value: Any) -> Any:
     value = {"name": "unet", **value}
     cls, preset = _REGISTRY.get(value["name"], (None, {}))
     if cls is None:
-        raise ValueError(f"{value['name']!r} is not an architecture; known: {', '.join(architectures())}")
+        raise ValueError(_unknown(value["name"]))
     try:
         return cls.model_validate_json(json.dumps({**preset, **value}))
     except ValidationError as error:  # said here: nested, pydantic would print its own several lines
         fields = f"; fields of {value['name']}: {', '.join(cls.model_fields)}"
         raise ValueError(one_line(error, lambda _: fields)) from None
+
+
+def without_derived(options: Mapping[str, Any], side: int) -> dict[str, Any]:
+    """Options without those that would be filled in alike if they were left out: by others of them, or by `side`.
+
+    What is saved has them. Where another option or size is asked for they must follow it, and not stand as if chosen.
+    """
+    kept = dict(options)
+    cls, _ = _REGISTRY.get(str(kept.get("name", "unet")), (None, {}))
+    optional = () if cls is None else tuple(name for name, info in cls.model_fields.items() if info.default is None)
+    for field in optional:
+        if kept.get(field) is not None:
+            bare = {name: value for name, value in kept.items() if name != field}
+            try:
+                filled = resolve_model(bare).for_size(side).model_dump(mode="json")
+            except ValueError:  # it is needed, or something else is wrong, which is said later
+                continue
+            if filled[field] == kept[field]:
+                kept = bare
+    return kept
 
 
 def options_schemas() -> dict[str, dict[str, Any]]:

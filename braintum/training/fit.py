@@ -334,7 +334,7 @@ def usable_rows(experiment: Experiment, table: SliceTable, train_rows: Rows, wor
     """The rows to fit and those to validate on (none where nothing is chosen inside a run).
 
     Raises DataError or ConfigError for what could not be trained: a task without targets in the rows, a part without
-    a class, fewer slices than workers.
+    a class, fewer slices than workers, or than the model needs.
     """
     refuse_without_targets(experiment, table, train_rows, "training")
     fit_rows, validation_rows = train_rows, np.empty(0, dtype=np.int64)
@@ -344,7 +344,13 @@ def usable_rows(experiment: Experiment, table: SliceTable, train_rows: Rows, wor
         )
         refuse_without_targets(experiment, table, fit_rows, "fitted")
         refuse_without_targets(experiment, table, validation_rows, "validation")
-    steps_per_epoch(len(fit_rows), experiment.training.batch_size, world_size)
+    batch_size, model = experiment.training.batch_size, experiment.model
+    fewest = len(fit_rows) // steps_per_epoch(len(fit_rows), batch_size, world_size) // world_size
+    if fewest < model.smallest_batch:
+        raise ConfigError(
+            f"training.batch_size: {batch_size} leaves a step of {len(fit_rows)} slices on {world_size} workers with "
+            f"{fewest} a worker, and {model.name} needs {model.smallest_batch}; use a larger batch or fewer workers"
+        )
     if experiment.loss.class_weights == "balanced":
         balanced_class_weights(table.label_R[fit_rows], len(table.classes))
     return fit_rows, validation_rows

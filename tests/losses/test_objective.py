@@ -144,8 +144,30 @@ def test_auxiliary_outputs_are_weighted_in() -> None:
     plain = Objective(loss())(Output(masks, labels), ROWS)
     auxiliary = Output(-masks, None)
     with_aux = Objective(loss())(Output(masks, labels, ((0.25, auxiliary),)), ROWS)
-    torch.testing.assert_close(with_aux.total, plain.total + 0.25 * Objective(loss())(auxiliary, ROWS).total)
+    expected = (plain.segmentation + 0.25 * Objective(loss())(auxiliary, ROWS).total) / 1.25 + plain.classification
+    torch.testing.assert_close(with_aux.total, expected)
     torch.testing.assert_close(with_aux.segmentation, plain.segmentation)
+
+
+def test_deep_supervision_leaves_the_balance_of_the_tasks() -> None:
+    """Auxiliary outputs that are as good as the main one change nothing."""
+    masks, labels = logits(5)
+    plain = Objective(loss(classification_weight=0.3))(Output(masks, labels), ROWS)
+    aux = ((0.5, Output(masks, None)), (0.25, Output(masks, None)))
+    torch.testing.assert_close(
+        Objective(loss(classification_weight=0.3))(Output(masks, labels, aux), ROWS).total, plain.total
+    )
+
+
+def test_smaller_auxiliary_masks_are_compared_with_smaller_true_ones() -> None:
+    """Of four true pixels that an auxiliary pixel stands for, the nearest to its middle; by rows that is the last."""
+    masks, _ = logits(5)
+    small = masks.detach()[:, :, :4, :4]
+    with_aux = Objective(loss())(Output(masks, None, ((1.0, Output(small, None)),)), ROWS)
+    shrunken = Rows(ROWS.mask_BKHW[:, :, 1::2, 1::2], *(getattr(ROWS, name) for name in (
+        "has_mask_B", "label_B", "global_label_B", "num_masks", "num_labels")))  # fmt: skip
+    both = (Objective(loss())(Output(masks, None), ROWS), Objective(loss())(Output(small, None), shrunken))
+    torch.testing.assert_close(with_aux.total, sum(terms.total for terms in both) / 2)
 
 
 def test_float32_inside_autocast() -> None:

@@ -23,6 +23,7 @@ from braintum.settings import ConfigError
 
 NUM_CLASSES = 3
 SIDE = 32
+SIDES = (SIDE, 2 * SIDE, 4 * SIDE)
 
 
 def small_model(options: dict[str, Any], side: int = SIDE) -> ModelConfig:
@@ -40,20 +41,36 @@ def _values(kind: Any) -> tuple[Any, ...]:
 
 
 def _variants() -> Iterator[dict[str, Any]]:
-    """Every architecture with each of its listed options set otherwise; presets of the same options only once."""
+    """Every architecture with each listed option, and of its VARIANTS; presets of the same options only once."""
     seen: list[ModelConfig] = []
     for name in architectures():
-        for field, info in model_config_class(name).model_fields.items():
-            for value in _values(info.annotation):
-                options = {"name": name, field: value}
-                try:
-                    config = small_model(options)
-                except ConfigError:  # an option that needs another one
-                    continue
-                anonymous = config.model_copy(update={"name": ""})
-                if config != small_model({"name": name}) and anonymous not in seen:
-                    seen.append(anonymous)
-                    yield options
+        cls = model_config_class(name)
+        listed = [{field: value} for field, info in cls.model_fields.items() for value in _values(info.annotation)]
+        for changed in [*listed, *cls.VARIANTS]:
+            options = {"name": name, **changed}
+            try:
+                config = small_model(options, side_of(options))
+            except ConfigError as error:
+                if "no effect" not in str(error):
+                    raise
+                continue  # an option that needs another one
+            anonymous = config.model_copy(update={"name": ""})
+            if config != small_model({"name": name}) and anonymous not in seen:
+                seen.append(anonymous)
+                yield options
+
+
+def side_of(options: dict[str, Any]) -> int:
+    """The first of SIDES that an architecture takes with these options."""
+    for side in SIDES[:-1]:
+        try:
+            small_model(options, side)
+        except ConfigError as error:
+            if "too small" not in str(error):
+                raise
+        else:
+            return side
+    return SIDES[-1]
 
 
 def _ids(options: dict[str, Any]) -> str:
@@ -71,9 +88,19 @@ def config(request: pytest.FixtureRequest) -> ModelConfig:
 
 
 @pytest.fixture(params=ARCHITECTURES + VARIANTS, ids=_ids)
-def variant(request: pytest.FixtureRequest) -> ModelConfig:
+def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Every architecture, small, and every one of its listed options."""
-    return small_model(request.param)
+    return dict(request.param)
+
+
+@pytest.fixture
+def side(options: dict[str, Any]) -> int:
+    return side_of(options)
+
+
+@pytest.fixture
+def variant(options: dict[str, Any], side: int) -> ModelConfig:
+    return small_model(options, side)
 
 
 def build(config: ModelConfig, in_channels: int = 1, num_masks: int = 1, seed: int = 0) -> nn.Module:
@@ -86,14 +113,13 @@ def images(batch: int = 2, channels: int = 1, side: int = SIDE) -> Tensor:
 
 
 class Rows:
-    """Two rows, each with a target for one task only."""
+    """Two rows; each has a target for one task only, and for those that are named."""
 
-    mask_BKHW = (images() > 0.5).float()
-    has_mask_B = torch.tensor([True, False])
-    label_B = torch.tensor([-1, 1])
-    global_label_B = label_B
-    num_masks = 1
-    num_labels = 1
+    def __init__(self, side: int, targets: tuple[str, ...] = ("masks", "labels")) -> None:
+        self.mask_BKHW = (images(side=side) > 0.5).float()
+        self.has_mask_B = torch.tensor(["masks" in targets, False])
+        self.global_label_B = self.label_B = torch.tensor([-1, 1 if "labels" in targets else -1])
+        self.num_masks, self.num_labels = int("masks" in targets), int("labels" in targets)
 
 
 def tensors(output: Output) -> list[Tensor]:
@@ -116,17 +142,16 @@ def assert_shapes(config: ModelConfig, channels: int, masks: int, side: int) -> 
 
 
 @pytest.mark.parametrize(("channels", "masks"), [(1, 1), (3, 2)])
-def test_outputs_are_logits_of_its_tasks(variant: ModelConfig, channels: int, masks: int) -> None:
-    assert_shapes(variant, channels, masks, SIDE)
+def test_outputs_are_logits_of_its_tasks(variant: ModelConfig, side: int, channels: int, masks: int) -> None:
+    assert_shapes(variant, channels, masks, side)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", ARCHITECTURES + VARIANTS, ids=_ids)
-def test_outputs_at_another_size(options: dict[str, Any]) -> None:
-    """Built for 64×64, and given slices of half that side, as a training that begins at half size does."""
-    config = small_model(options, 2 * SIDE)
-    assert_shapes(config, 3, 2, 2 * SIDE)
-    assert_shapes(config, 1, 1, max(config.smallest, SIDE))
+def test_outputs_at_another_size(options: dict[str, Any], side: int) -> None:
+    """Built for twice the side, and given slices of half of that, as a training that begins at half size does."""
+    config = small_model(options, 2 * side)
+    assert_shapes(config, 3, 2, 2 * side)
+    assert_shapes(config, 1, 1, max(config.smallest, side))
 
 
 def test_outputs_are_logits_not_probabilities(config: ModelConfig) -> None:
@@ -147,16 +172,18 @@ def test_outputs_are_logits_not_probabilities(config: ModelConfig) -> None:
     assert torch.cat([x.flatten() for x in outputs]).max() > 1
 
 
-def test_every_parameter_gets_a_gradient(variant: ModelConfig) -> None:
-    model = build(variant)
-    Objective(Experiment().loss)(model(images()), Rows()).total.backward()
+@pytest.mark.parametrize("targets", [("masks", "labels"), ("masks",), ("labels",), ()], ids="-".join)
+def test_every_parameter_gets_a_gradient(config: ModelConfig, targets: tuple[str, ...]) -> None:
+    """Whatever targets a batch lacks, or DDP would wait for gradients that never come."""
+    model = build(config)
+    Objective(Experiment().loss)(model(images()), Rows(SIDE, targets)).total.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_every_parameter_matters(variant: ModelConfig) -> None:
+def test_every_parameter_matters(variant: ModelConfig, side: int) -> None:
     """With targets for all outputs the gradient is not just there: it is not zero (but behind a dead ReLU)."""
     model = build(variant).double().train()
-    loss = sum((x**2).sum() for x in tensors(model(images(4).double())))
+    loss = sum((x**2).sum() for x in tensors(model(images(4, side=side).double())))
     assert isinstance(loss, Tensor)
     loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
@@ -215,6 +242,27 @@ def test_a_size_it_cannot_take_is_refused(config: ModelConfig) -> None:
         Experiment.from_dict(settings)
 
 
+def test_the_smallest_slices_and_batch_train(options: dict[str, Any], variant: ModelConfig, side: int) -> None:
+    """What is not refused trains: batch norm, for one, has no statistics of one value."""
+    smallest = small_model(options, variant.smallest)
+    assert smallest.smallest <= variant.smallest
+    output = build(smallest)(images(smallest.smallest_batch, side=variant.smallest))
+    sum((x**2).sum() for x in tensors(output)).backward()
+    with pytest.raises(ConfigError, match=r"too small|not divisible|greater than or equal"):
+        small_model(options, variant.smallest - 1)
+
+
+def test_what_follows_from_the_size_follows_another_size(options: dict[str, Any], side: int) -> None:
+    """Also in an Experiment that was saved with what had been filled in."""
+    made = Experiment.from_dict({"data": {"image_size": 4 * side}, "model": {"name": options["name"]}})
+    other = Experiment.from_dict({"data": {"image_size": 8 * side}, "model": {"name": options["name"]}})
+    assert made.with_overrides({"data.image_size": 8 * side}) == other
+    small = {**model_config_class(options["name"]).SMALL, "name": options["name"]}
+    saved = Experiment.from_dict({"data": {"image_size": 2 * side}, "model": small})
+    overrides = {f"model.{field}": value for field, value in options.items() if field != "name"}
+    assert saved.with_overrides(overrides).model == small_model(options, 2 * side)
+
+
 def test_its_small_options_are_small() -> None:
     """SMALL is what tests and first looks on a CPU use: under half a million weights each."""
     for options in ARCHITECTURES:
@@ -223,9 +271,9 @@ def test_its_small_options_are_small() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", ARCHITECTURES + VARIANTS, ids=_ids)
-def test_exports(options: dict[str, Any]) -> None:
-    model = build(small_model(options)).eval()
-    program = torch.export.export(model, (images(),), dynamic_shapes={"image_BCHW": {0: torch.export.Dim("batch")}})
-    for a, b in zip(tensors(program.module()(images(5))), tensors(model(images(5))), strict=True):
+def test_exports(variant: ModelConfig, side: int) -> None:
+    model, image = build(variant).eval(), images(5, side=side)
+    shapes = {"image_BCHW": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(model, (images(side=side),), dynamic_shapes=shapes)
+    for a, b in zip(tensors(program.module()(image)), tensors(model(image)), strict=True):
         torch.testing.assert_close(a, b)

@@ -102,13 +102,6 @@ def test_the_decoder_reduces_the_skip_to_48_channels() -> None:
     assert model.decoder[0].weight.shape == (304, 1, 3, 3)
 
 
-def test_a_training_batch_of_one_slice_is_refused() -> None:
-    model, image = network(**SMALL), torch.rand(1, 1, 64, 64)
-    with pytest.raises(ConfigError, match="make it 2 or more a worker"):
-        model(image)
-    assert model.eval()(image).mask_logits_BKHW.shape == (1, 1, 64, 64)
-
-
 @pytest.mark.parametrize("layers", [18, 50])
 def test_logits_start_at_order_one(layers: int) -> None:
     model = network(layers=layers, width=8, aspp_width=32, classify=True, dropout=0.0)

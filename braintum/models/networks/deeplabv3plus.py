@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from braintum.models.deeplabv3plus import DeepLabV3PlusConfig
 from braintum.models.networks.blocks import class_head
 from braintum.models.output import Output
-from braintum.settings import ConfigError
 
 
 class DeepLabV3Plus(nn.Module):
@@ -38,11 +37,6 @@ class DeepLabV3Plus(nn.Module):
         self.apply(_initialise)
 
     def forward(self, image_BCHW: Tensor) -> Output:
-        if self.training and len(image_BCHW) == 1:
-            raise ConfigError(
-                "training.batch_size: leaves a worker one slice in a step, and deeplabv3plus has no batch statistics "
-                "of one slice's image pooling; make it 2 or more a worker"
-            )
         fine, deep = self.encoder(image_BCHW)
         skip = self.skip(fine)
         x = torch.cat([_resize(self.aspp(deep), skip), skip], 1)
