@@ -109,7 +109,10 @@ def _caveats(results: Results) -> list[str]:
     if not results.study:
         return []
     if not results.study.trials:
-        return ["A comparison: each architecture with its own settings, none of them chosen on these slices."]
+        return [
+            "A comparison: nothing was searched. Whether the settings were chosen on these slices before, this page "
+            "cannot know; then the numbers lean to the optimistic side."
+        ]
     return [
         "Each architecture's best configuration was trained again on every fold and scored on the part held out. "
         "The search chose these configurations by their scores on the same folds, so the numbers lean to the "

@@ -21,7 +21,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from braintum.tuning.space import Sampler, SearchSpace
+from braintum.tuning.parts import Sampler
+from braintum.tuning.space import SearchSpace
 from braintum.tuning.trial import TrialSpec, reason_of_failure
 
 STEPS = "epoch"

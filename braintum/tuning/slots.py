@@ -9,7 +9,7 @@ import ray
 
 from braintum.settings import ConfigError
 from braintum.training.worker import gpus_for, may_grow
-from braintum.tuning.space import Resources
+from braintum.tuning.parts import Resources
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,15 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from braintum.config import Experiment, merge, parse_settings, read_settings
 from braintum.models.registry import architectures
-from braintum.settings import ConfigError, NamedPart, Part, Where, one_line, parse_yaml
+from braintum.settings import ConfigError, Part, Where, one_line, parse_yaml
 from braintum.tuning.parameter import Parameter, Scalar, holds
+from braintum.tuning.parts import Resources, Sampler, Scheduler
 
 if TYPE_CHECKING:
     import optuna
@@ -39,42 +40,6 @@ METRIC_TASK = {
     "macro_f1": "classification",
 }
 """The metrics that are known after every epoch, all the better the larger, and the task each belongs to."""
-
-
-class Resources(Part):
-    """What a trial takes and how many run at a time; `auto` looks at the cluster when the study starts."""
-
-    workers: int = Field(1, ge=1, description="DDP workers of a trial")
-    gpus_per_worker: Literal["auto"] | float = Field("auto", description="auto: one where the cluster has GPUs")
-    cpus_per_worker: Literal["auto"] | float = Field("auto", description="auto: one")
-    trials_per_gpu: int = Field(1, ge=1, description="one-worker trials that share a GPU")
-    max_concurrent: Literal["auto"] | int = Field("auto", description="auto: as many as fit; more wait for room")
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        for field, least in (("gpus_per_worker", 0), ("cpus_per_worker", 0.01), ("max_concurrent", 1)):
-            value = getattr(self, field)
-            if value != "auto" and value < least:
-                raise ValueError(f"{field}: {value}: expected auto or a number from {least}")
-        if self.trials_per_gpu > 1 and self.workers > 1:
-            raise ValueError("trials_per_gpu: trials share a GPU only with workers: 1")
-        return self
-
-
-class Sampler(Part):
-    """Optuna's sampler. `seed` is that of the search, not of the trainings."""
-
-    name: Literal["tpe", "random", "gp"] = "tpe"
-    seed: int = Field(0, ge=0)
-
-
-class Scheduler(NamedPart):
-    """What stops trials early. `asha`: rungs at grace_epochs × reduction^k; the best 1/reduction of a rung go on."""
-
-    OPTIONS: ClassVar[dict[str, dict[str, Any]]] = {"asha": {"grace_epochs": 5, "reduction": 3}, "none": {}}
-    name: Literal["asha", "none"] = "asha"
-    grace_epochs: int | None = Field(None, ge=1)
-    reduction: int | None = Field(None, ge=2)
 
 
 def _by_name(names: Any) -> Any:
@@ -115,8 +80,10 @@ class SearchSpace(Part):
     def _has_something_to_try(self) -> Self:
         if self.parameters and not self.trials:
             raise ValueError("trials: expected 1 or more, found none")
-        for field in ("trials", "joint", "objectives"):
-            if not self.parameters and getattr(self, field):
+        idle = {"trials", "joint", "objectives", "score", "scheduler"} & self.model_fields_set
+        idle |= {"sampler.name"} if "name" in self.sampler.model_fields_set else set()
+        for field in sorted(idle):
+            if not self.parameters:
                 raise ValueError(f"{field}: has no effect without parameters: nothing is searched. Leave it out")
         return self
 

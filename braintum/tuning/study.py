@@ -145,7 +145,7 @@ def _crossvalidate(
                 experiment, data_url, place, folds=space.folds, workers=slots.workers, at_once=slots.count,
                 table_ref=tables[view(experiment.data)], resume=same, progress=progress,
             )  # fmt: skip
-        except (Diverged, TrainingFailed) as error:
+        except (Diverged, TrainingFailed, ray.exceptions.RayTaskError) as error:  # the last: out of memory, say
             cause = getattr(error, "cause", error)  # what Ray wraps when a task raises it
             which = "its settings" if trial is None else f"trial {trial}"
             diverged = " diverged with another seed" if isinstance(error, Diverged) else ""

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from braintum.settings import ConfigError
+from braintum.tuning.parts import Resources
 from braintum.tuning.slots import Slots
-from braintum.tuning.space import Resources
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

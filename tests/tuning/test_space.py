@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from braintum.config import Experiment, recipes
+from braintum.models.registry import architectures
 from braintum.settings import ConfigError
 from braintum.tuning.space import SearchSpace
 
@@ -87,9 +88,33 @@ def test_architectures_may_have_overrides_of_their_own(make: Make) -> None:
 
 
 def test_every_question_has_its_space() -> None:
-    names = {path.stem for path in SHIPPED}
-    assert names >= {"quick", "smoke", "learning_rate", "attention", "loss_weighting", "all_architectures"}
+    questions = {"learning_rate", "attention", "loss_weighting", "all_architectures", "braintumnet_ablation"}
+    assert {path.stem for path in SHIPPED} >= {"quick", "smoke", "paper_brisc", "paper_braintumnet", *questions}
     assert set(recipes()) >= {"papers/unet", "papers/braintumnet", "fast"}
+
+
+@pytest.mark.parametrize("name", ["all_architectures", "all_architectures_small"])
+def test_all_architectures_are_searched(name: str) -> None:
+    assert set(SearchSpace.load(name).architectures) == set(architectures())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_network_that_a_shipped_space_asks_for_runs(path: Path) -> None:
+    """On the meta device, whole and at half size: what a check of the options alone cannot see."""
+    import torch
+
+    space, tried = SearchSpace.load(path), set()
+    for architecture in space.architectures:
+        for name, values in [(architecture, {}), *(ask(space, architecture, 100) if space.parameters else [])]:
+            experiment = space.experiment(name, values)
+            if experiment.model in tried:
+                continue
+            tried.add(experiment.model)
+            with torch.device("meta"):
+                model = experiment.model.build(1, 3, 1)
+                for side in (experiment.data.image_size, experiment.half_side):
+                    model(torch.rand(2, 1, side, side))
 
 
 def test_base_overrides_and_values_in_this_order(make: Make) -> None:
@@ -198,11 +223,11 @@ def test_a_condition_on_a_condition(make: Make) -> None:
     ],
 )
 def test_a_condition_on_the_architecture(make: Make, when: dict[str, Any], users: set[str]) -> None:
-    architectures = ["unet", "attention_unet", "classifier", "joint_unet"]
+    names = ["unet", "attention_unet", "classifier", "joint_unet"]
     space = SearchSpace.load(
-        make(architectures=architectures, parameters={"augment.rotate": {"uniform": [0, 30], "when": when}})
+        make(architectures=names, parameters={"augment.rotate": {"uniform": [0, 30], "when": when}})
     )
-    assert {name for name in architectures if any(values for _, values in ask(space, name, 3))} == users
+    assert {name for name in names if any(values for _, values in ask(space, name, 3))} == users
 
 
 def test_a_joint_study_asks_for_the_architecture_first(make: Make) -> None:
@@ -316,6 +341,9 @@ ALL = ["unet", "classifier", "joint_unet"]
         ({"trials": None}, "trials: expected 1 or more, found none"),
         ({"parameters": None}, "trials: has no effect without parameters"),
         ({"parameters": None, "trials": None, "joint": True}, "joint: has no effect without parameters"),
+        ({"parameters": None, "trials": None, "scheduler": {"name": "none"}}, "scheduler: has no effect without"),
+        ({"parameters": None, "trials": None, "score": {"dice": 1.0}}, "score: has no effect without parameters"),
+        ({"parameters": None, "trials": None, "sampler": {"name": "gp"}}, "sampler.name: has no effect without"),
         ({"folds": 1}, "folds: 1: Input should be greater than or equal to 2"),
         ({"resources": {"gpu": 1}}, "resources.gpu: no such field; fields: workers, gpus_per_worker"),
         ({"resources": {"workers": 2, "trials_per_gpu": 2}}, "trials share a GPU only with workers: 1"),
@@ -414,7 +442,7 @@ def test_a_file_that_is_no_space_is_refused(tmp_path: Path, text: bytes, says: s
     file.write_bytes(text)
     with pytest.raises(ConfigError, match=says):
         SearchSpace.load(file)
-    with pytest.raises(ConfigError, match=r"no such file; .* or one of braintum's: all_architectures, attention, "):
+    with pytest.raises(ConfigError, match=r"no such file; .* or one of braintum's: all_architectures, all_archi"):
         SearchSpace.load(tmp_path / "none.yaml")
     (tmp_path / "dd.yaml").mkdir()
     with pytest.raises(ConfigError, match=r"dd\.yaml: a folder; give a \.yaml file in it"):

@@ -54,6 +54,15 @@ def space(folder: Path, **changes: Any) -> SearchSpace:
     return SearchSpace.load(file)
 
 
+def comparison(folder: Path, architectures: dict[str, Any]) -> SearchSpace:
+    """A space with nothing to search."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {field: value for field, value in SMALL.items() if field not in ("parameters", "trials", "scheduler")}
+    file = folder / "space.yaml"
+    file.write_text(yaml.safe_dump({**kept, "architectures": architectures}))
+    return SearchSpace.load(file)
+
+
 def studies_of(out: Path) -> dict[str, optuna.Study]:
     url = f"sqlite:///{out}/optuna.db"
     return {name: optuna.load_study(study_name=name, storage=url) for name in optuna.get_all_study_names(url)}
@@ -112,7 +121,7 @@ def test_a_comparison_has_no_trials(tiny_phantom: str, tmp_path: Path) -> None:
     """Without parameters nothing is searched: every architecture is cross-validated as the space says."""
     out = tmp_path / "study"
     architectures = {"unet": {"optim.lr": 3e-3}, "joint_unet": {}}
-    compared = space(tmp_path, architectures=architectures, parameters={}, trials=0)
+    compared = comparison(tmp_path, architectures)
     summary = search(compared, tiny_phantom, str(out), progress=quiet())
     assert summary["trials"] == {"complete": 0, "pruned": 0, "failed": 0}
     rates = {name: best["experiment"]["optim"]["lr"] for name, best in summary["best"].items()}
@@ -122,9 +131,19 @@ def test_a_comparison_has_no_trials(tiny_phantom: str, tmp_path: Path) -> None:
     assert search(compared, tiny_phantom, str(out), resume=True, progress=quiet()) == summary
     assert (out / "crossval" / "unet" / "summary.json").stat().st_mtime_ns == finished
     page = Path(report(str(out))).read_text()
-    assert "none of them chosen on these slices" in page
+    assert "A comparison: nothing was searched." in page
     again = SearchSpace.load(out / "report" / "space.yaml")
     assert again.digest == compared.digest
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_architecture_that_fails_is_said_and_the_others_go_on(tiny_phantom: str, tmp_path: Path) -> None:
+    too_large = {"unet": {"model.width": 10_000_000}, "joint_unet": {}}
+    compared = comparison(tmp_path, too_large)
+    summary = search(compared, tiny_phantom, str(tmp_path / "study"), progress=quiet())
+    assert list(summary["best"]) == ["joint_unet"]
+    assert list(summary["failed"]) == ["unet"]
+    assert "its settings: " in summary["failed"]["unet"]
 
 
 @pytest.mark.usefixtures("ray_cluster")

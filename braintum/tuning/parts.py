@@ -1,0 +1,45 @@
+"""The parts of a search space: what a trial takes, what proposes trials, what stops them. No torch, no Ray."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from braintum.settings import NamedPart, Part
+
+
+class Resources(Part):
+    """What a trial takes and how many run at a time; `auto` looks at the cluster when the study starts."""
+
+    workers: int = Field(1, ge=1, description="DDP workers of a trial")
+    gpus_per_worker: Literal["auto"] | float = Field("auto", description="auto: one where the cluster has GPUs")
+    cpus_per_worker: Literal["auto"] | float = Field("auto", description="auto: one")
+    trials_per_gpu: int = Field(1, ge=1, description="one-worker trials that share a GPU")
+    max_concurrent: Literal["auto"] | int = Field("auto", description="auto: as many as fit; more wait for room")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for field, least in (("gpus_per_worker", 0), ("cpus_per_worker", 0.01), ("max_concurrent", 1)):
+            value = getattr(self, field)
+            if value != "auto" and value < least:
+                raise ValueError(f"{field}: {value}: expected auto or a number from {least}")
+        if self.trials_per_gpu > 1 and self.workers > 1:
+            raise ValueError("trials_per_gpu: trials share a GPU only with workers: 1")
+        return self
+
+
+class Sampler(Part):
+    """Optuna's sampler. `seed` is that of the search, not of the trainings."""
+
+    name: Literal["tpe", "random", "gp"] = "tpe"
+    seed: int = Field(0, ge=0)
+
+
+class Scheduler(NamedPart):
+    """What stops trials early. `asha`: rungs at grace_epochs × reduction^k; the best 1/reduction of a rung go on."""
+
+    OPTIONS: ClassVar[dict[str, dict[str, Any]]] = {"asha": {"grace_epochs": 5, "reduction": 3}, "none": {}}
+    name: Literal["asha", "none"] = "asha"
+    grace_epochs: int | None = Field(None, ge=1)
+    reduction: int | None = Field(None, ge=2)
