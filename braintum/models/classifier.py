@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from braintum.models.registry import ModelConfig, Task, register
+from braintum.models.registry import SliceClassifierConfig, register
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 @register("classifier")
-class ClassifierConfig(ModelConfig):
+class ClassifierConfig(SliceClassifierConfig):
     """The encoder, global average pooling, a hidden dense layer, dropout, the classes.
 
     The paper says "dense layers" with dropout and gives neither number, width nor rate: one hidden layer of 256 and
@@ -28,10 +28,6 @@ class ClassifierConfig(ModelConfig):
     norm: Literal["batch", "instance", "group"] = "batch"
     hidden: int = Field(256, ge=1, description="units of the hidden dense layer")
     dropout: float = Field(0.5, ge=0, lt=1, description="before the last dense layer")
-
-    @property
-    def tasks(self) -> frozenset[Task]:
-        return frozenset(("classification",))
 
     @property
     def divisor(self) -> int:

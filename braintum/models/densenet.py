@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from braintum.models.registry import ModelConfig, Task, register
+from braintum.models.registry import SliceClassifierConfig, register
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 @register("densenet")
-class DenseNetConfig(ModelConfig):
+class DenseNetConfig(SliceClassifierConfig):
     """A stem, blocks of layers that each see all layers before, transitions that halve channels and side (table 1).
 
     The BrainTumNet paper compares with "DenseNet" and does not say which: 121 layers are chosen here.
@@ -29,11 +29,6 @@ class DenseNetConfig(ModelConfig):
         min_length=1,
         description="layers of each block; 6, 12, 24, 16 is DenseNet-121; 6, 12, 32, 32 is DenseNet-169",
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="before the last layer; published without")
-
-    @property
-    def tasks(self) -> frozenset[Task]:
-        return frozenset(("classification",))
 
     @property
     def smallest(self) -> int:

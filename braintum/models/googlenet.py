@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from braintum.models.registry import ModelConfig, Task, register
+from braintum.models.registry import SliceClassifierConfig, register
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 @register("googlenet")
-class GoogLeNetConfig(ModelConfig):
+class GoogLeNetConfig(SliceClassifierConfig):
     """A stem, nine Inception modules, global average pooling, dropout, the classes (table 1 of the paper).
 
     With batch norm after every convolution, as it is built since Ioffe & Szegedy 2015.
@@ -26,10 +26,6 @@ class GoogLeNetConfig(ModelConfig):
     auxiliary: bool = Field(True, description="two more heads halfway, each 0.3 of the loss, in training only")
     max_pool: bool = Field(True, description="the first; without it all modules have twice the side: for small slices")
     dropout: float = Field(0.4, ge=0, lt=1, description="before the last layer; 0.4 as published, torchvision has 0.2")
-
-    @property
-    def tasks(self) -> frozenset[Task]:
-        return frozenset(("classification",))
 
     @property
     def smallest(self) -> int:

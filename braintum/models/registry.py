@@ -97,6 +97,16 @@ class SegmenterConfig(ModelConfig):
         return frozenset(("segmentation", "classification") if self.classify else ("segmentation",))
 
 
+class SliceClassifierConfig(ModelConfig):
+    """Options that every network that only classifies has. Its class gives `dropout` the published rate, if not 0."""
+
+    dropout: float = Field(0.0, ge=0, lt=1, description="before the last layer")
+
+    @property
+    def tasks(self) -> frozenset[Task]:
+        return frozenset(("classification",))
+
+
 C = TypeVar("C", bound=type[ModelConfig])
 _REGISTRY: dict[str, tuple[type[ModelConfig], dict[str, Any]]] = {}
 _BROKEN: dict[str, str] = {}

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from braintum.models.registry import ModelConfig, Task, register
+from braintum.models.registry import SliceClassifierConfig, register
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 @register("resnet")
-class ResNetConfig(ModelConfig):
+class ResNetConfig(SliceClassifierConfig):
     """A stem, four stages of residual blocks, global average pooling, the classes (table 1 of the paper).
 
     The BrainTumNet paper compares with "ResNet" and does not say which: 50 layers are chosen here.
@@ -25,11 +25,6 @@ class ResNetConfig(ModelConfig):
     layers: Literal[18, 34, 50] = Field(50, description="18 and 34 have blocks of two convolutions, 50 of three")
     width: int = Field(64, ge=1, description="channels of the stem and of the first stage's 3×3 convolutions")
     max_pool: bool = Field(True, description="in the stem; without it all stages have twice the side: for small slices")
-    dropout: float = Field(0.0, ge=0, lt=1, description="before the last layer; published without")
-
-    @property
-    def tasks(self) -> frozenset[Task]:
-        return frozenset(("classification",))
 
     @property
     def smallest(self) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sizes import num_parameters, on_meta
 from torch import nn
+from torchvision_layout import Weights, resnet_stages
 
 import braintum.models  # noqa: F401 - registers the architectures
 from braintum.config import Experiment
@@ -14,26 +16,21 @@ from braintum.settings import ConfigError
 SMALL = {"layers": 18, "width": 4, "aspp_width": 16}
 
 
-def network(channels: int = 1, **model: object) -> nn.Module:
+def network(in_channels: int = 1, **model: object) -> nn.Module:
     torch.manual_seed(0)
     config = Experiment.from_dict({"model": {"name": "deeplabv3plus", **model}}).model
-    return config.build(in_channels=channels, num_classes=4, num_masks=1)
+    return config.build(in_channels, num_classes=4, num_masks=1)
 
 
-def on_meta(channels: int = 3, **model: object) -> nn.Module:
-    with torch.device("meta"):
-        return network(channels, **model)
-
-
-def num_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def published(**model: object) -> nn.Module:
+    return on_meta("deeplabv3plus", in_channels=3, **model)
 
 
 def test_it_has_the_published_size() -> None:
     """26.7 M: what segmentation_models.pytorch 0.6.0 counts for a ResNet-50, three channels and one mask."""
-    assert num_parameters(on_meta()) == 26_677_585
-    assert num_parameters(on_meta(output_stride=8)) == 26_677_585
-    assert num_parameters(on_meta(classify=True)) == 26_677_585 + 2048 * 4 + 4
+    assert num_parameters(published()) == 26_677_585
+    assert num_parameters(published(output_stride=8)) == 26_677_585
+    assert num_parameters(published(classify=True)) == 26_677_585 + 2048 * 4 + 4
 
 
 @pytest.mark.parametrize(
@@ -41,11 +38,11 @@ def test_it_has_the_published_size() -> None:
 )
 def test_the_encoder_is_the_published_resnet(layers: int, size: int, last: int) -> None:
     """torchvision's counts, without its last layer of 1,000 classes."""
-    assert num_parameters(on_meta(layers=layers).encoder) == size - (last * 1000 + 1000)
+    assert num_parameters(published(layers=layers).encoder) == size - (last * 1000 + 1000)
 
 
 def test_the_encoder_has_torchvisions_names() -> None:
-    state = on_meta().encoder.state_dict()
+    state = published().encoder.state_dict()
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     assert shapes["conv1.weight"] == (64, 3, 7, 7)
     assert shapes["bn1.running_mean"] == (64,)
@@ -54,25 +51,29 @@ def test_the_encoder_has_torchvisions_names() -> None:
     assert shapes["layer3.5.conv2.weight"] == (256, 256, 3, 3)
     assert shapes["layer4.2.bn3.bias"] == (2048,)
     assert len(shapes) == 320 - 2  # of torchvision's resnet50, without fc
-    assert "layer1.0.downsample.0.weight" not in on_meta(layers=34).encoder.state_dict()
+    assert "layer1.0.downsample.0.weight" not in published(layers=34).encoder.state_dict()
 
 
+@pytest.mark.parametrize("stride", [16, 8])
 @pytest.mark.parametrize("layers", [18, 50])
-def test_dilation_keeps_what_the_strided_resnet_computes(layers: int) -> None:
-    """With the same weights, every other (fourth) pixel at a smaller stride is the pixel at the larger one."""
-    coarse, fine = (network(**{**SMALL, "layers": layers, "output_stride": s}).eval() for s in (16, 8))
-    fine.load_state_dict(coarse.state_dict())
-    image = torch.rand(2, 1, 96, 96)
+def test_the_encoder_computes_what_the_strided_resnet_does(layers: int, stride: int) -> None:
+    """With torchvision's weights: its first stage, and at every other (fourth) pixel of the deepest, its last stage."""
+    torch.manual_seed(0)
+    weights, image = Weights(), torch.rand(2, 3, 96, 96)
+    stages = resnet_stages(weights, image, layers, width=4)
+    encoder = network(3, **{**SMALL, "layers": layers, "output_stride": stride}).encoder.eval()
+    encoder.load_state_dict(weights)
     with torch.inference_mode():
-        at_16, at_8 = coarse.encoder(image)[1], fine.encoder(image)[1]
-    assert at_16.shape[2:] == (6, 6)
-    assert at_8.shape[2:] == (12, 12)
-    torch.testing.assert_close(at_8[:, :, ::2, ::2], at_16, rtol=1e-4, atol=1e-4)
+        fine, deep = encoder(image)
+    assert deep.shape[2:] == (96 // stride, 96 // stride)
+    torch.testing.assert_close(fine, stages[0], rtol=1e-4, atol=1e-4)
+    step = 32 // stride
+    torch.testing.assert_close(deep[:, :, ::step, ::step], stages[-1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("stride", "rates"), [(16, (6, 12, 18)), (8, (12, 24, 36))])
 def test_the_aspp_has_the_published_rates(stride: int, rates: tuple[int, ...]) -> None:
-    convolutions = [m for m in on_meta(output_stride=stride).aspp.modules() if isinstance(m, nn.Conv2d)]
+    convolutions = [m for m in published(output_stride=stride).aspp.modules() if isinstance(m, nn.Conv2d)]
     assert tuple(m.dilation[0] for m in convolutions if m.kernel_size == (3, 3)) == rates
 
 
@@ -97,7 +98,7 @@ def test_the_image_pooling_reaches_every_pixel() -> None:
 
 
 def test_the_decoder_reduces_the_skip_to_48_channels() -> None:
-    model = on_meta()
+    model = published()
     assert model.skip[0].weight.shape == (48, 256, 1, 1)
     assert model.decoder[0].weight.shape == (304, 1, 3, 3)
 

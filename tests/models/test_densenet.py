@@ -1,4 +1,4 @@
-"""DenseNet as published: sizes, the smallest slice, torchvision's weights."""
+"""DenseNet as published: sizes, torchvision's weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from sizes import num_parameters, on_meta
 from torch import Tensor, nn
 from torchvision_layout import Weights
 
@@ -25,9 +26,7 @@ def options(side: int = 64, **model: object) -> ModelConfig:
     [({}, 7_978_856), ({"blocks": [6, 12, 32, 32]}, 14_149_480), ({"blocks": [6, 12, 48, 32]}, 20_013_928)],
 )
 def test_it_has_its_published_size(model: dict[str, object], published: int) -> None:
-    with torch.device("meta"):
-        network = options(**model).build(in_channels=3, num_classes=1000, num_masks=1)
-    assert sum(p.numel() for p in network.parameters()) == published
+    assert num_parameters(on_meta("densenet", in_channels=3, num_classes=1000, **model)) == published
 
 
 def test_it_is_two_dimensional() -> None:
@@ -67,15 +66,6 @@ def test_torchvisions_weights_give_torchvisions_numbers(dotted: bool) -> None:
     head = [name for name in weights if name.startswith("classifier.")]
     encoder = {name: value for name, value in weights.items() if name not in head}
     assert network.load_state_dict(network.pretrained(encoder), strict=False).missing_keys == head
-
-
-@pytest.mark.parametrize("blocks", [[1], [1, 1, 1], [1, 1, 1, 1]], ids=str)
-def test_a_single_slice_can_be_trained_on_from_the_smallest_size(blocks: list[int]) -> None:
-    config = options(width=4, growth=4, blocks=blocks)
-    network = config.build(1, 3, 1)
-    network(torch.rand(1, 1, config.smallest, config.smallest)).class_logits_BN.sum().backward()
-    with pytest.raises(ValueError, match="more than 1 value"):
-        network(torch.rand(1, 1, config.smallest - 1, config.smallest - 1))
 
 
 @pytest.mark.parametrize(

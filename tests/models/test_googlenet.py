@@ -1,10 +1,11 @@
-"""GoogLeNet as torchvision has it: sizes, auxiliary heads, the smallest slice, weights."""
+"""GoogLeNet as torchvision has it: sizes, auxiliary heads, weights."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
+from sizes import num_parameters, on_meta
 from torch import Tensor, nn
 from torchvision_layout import Weights
 
@@ -30,16 +31,14 @@ def options(side: int = 64, **model: object) -> ModelConfig:
     return Experiment.from_dict({"data": {"image_size": side}, "model": {"name": "googlenet", **model}}).model
 
 
-def num_parameters(**model: object) -> int:
-    with torch.device("meta"):
-        network = options(**model).build(in_channels=3, num_classes=1000, num_masks=1)
-    return sum(p.numel() for p in network.parameters())
+def size(**model: object) -> int:
+    return num_parameters(on_meta("googlenet", in_channels=3, num_classes=1000, **model))
 
 
 def test_it_has_its_published_size() -> None:
-    assert num_parameters() == 13_004_888
-    assert num_parameters(auxiliary=False) == 6_624_904
-    assert num_parameters(width=32) < num_parameters() / 2
+    assert size() == 13_004_888
+    assert size(auxiliary=False) == 6_624_904
+    assert size(width=32) < size() / 2
 
 
 def auxiliary(network: nn.Module) -> list[tuple[float, torch.Size]]:
@@ -90,15 +89,6 @@ def test_torchvisions_weights_give_torchvisions_numbers(with_heads: bool) -> Non
     assert {name.split(".")[0] for name in found.missing_keys} == ({"aux1", "aux2"} if with_heads else set())
     torch.testing.assert_close(network(image).class_logits_BN, expected, rtol=1e-4, atol=1e-4)
     assert {name for name in weights if with_heads or not name.startswith("aux")} <= network.state_dict().keys()
-
-
-@pytest.mark.parametrize("max_pool", [True, False])
-def test_a_single_slice_can_be_trained_on_from_the_smallest_size(max_pool: bool) -> None:
-    config = options(width=8, max_pool=max_pool)
-    network = config.build(1, 3, 1)
-    network(torch.rand(1, 1, config.smallest, config.smallest)).class_logits_BN.sum().backward()
-    with pytest.raises(ValueError, match="more than 1 value"):
-        network(torch.rand(1, 1, config.smallest - 1, config.smallest - 1))
 
 
 @pytest.mark.parametrize(

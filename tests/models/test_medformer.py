@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sizes import num_parameters, on_meta
 from torch import Tensor, nn
 
 from braintum.config import Experiment
@@ -21,9 +22,8 @@ def build(num_masks: int = 1, **model: object) -> nn.Module:
     return Experiment.from_dict({"model": {"name": "medformer", **model}}).model.build(1, 4, num_masks)
 
 
-def num_parameters(num_masks: int = 1, **model: object) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in build(num_masks, **model).parameters())
+def size(num_masks: int = 1, **model: object) -> int:
+    return num_parameters(on_meta("medformer", num_masks=num_masks, **model))
 
 
 def test_it_has_the_published_size_but_for_what_nothing_reads() -> None:
@@ -34,20 +34,20 @@ def test_it_has_the_published_size_but_for_what_nothing_reads() -> None:
     """
     reductions = 128 * 64 + 64 * 32
     values, output = 128 * 128, 128 * 128
-    assert num_parameters(num_masks=4) == 19_187_560 - (reductions + values + output)
+    assert size(num_masks=4) == 19_187_560 - (reductions + values + output)
 
 
 def test_options_change_what_they_name() -> None:
-    whole = num_parameters()
+    whole = size()
     attending = (128, 256, 512)
-    assert num_parameters(map_size=4) - whole == sum(9 * c * (4**2 - 3**2) for c in attending)
-    assert whole - num_parameters(deep_supervision=False) == 128 + 1
-    assert num_parameters(classify=True) - whole == 512 * 4 + 4
+    assert size(map_size=4) - whole == sum(9 * c * (4**2 - 3**2) for c in attending)
+    assert whole - size(deep_supervision=False) == 128 + 1
+    assert size(classify=True) - whole == 512 * 4 + 4
     # Norms, two attentions with biases at their outputs, two layers of the feed-forward.
-    assert whole - num_parameters(fusion_depth=1) == 4 * 512 + 6 * 512**2 + 3 * 512
+    assert whole - size(fusion_depth=1) == 4 * 512 + 6 * 512**2 + 3 * 512
     # In two stages of 64 and one of 32 channels: two norms and two convolutions.
-    assert num_parameters(conv_blocks=3) - whole == sum(2 * (2 * c + 9 * c * c) for c in (64, 64, 32))
-    assert num_parameters(heads=8) == whole
+    assert size(conv_blocks=3) - whole == sum(2 * (2 * c + 9 * c * c) for c in (64, 64, 32))
+    assert size(heads=8) == whole
 
 
 def reference_attention(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sizes import num_parameters, on_meta
 from torch import Tensor, nn
 
 import braintum.models  # noqa: F401 - registers the architectures
@@ -34,13 +35,8 @@ def small(side: int = 64, masks: int = 1, **model: object) -> nn.Module:
     return network(side, masks, **{"width": 4, "max_width": 16, **model})
 
 
-def num_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
 def test_it_has_the_published_size_but_for_what_has_no_effect() -> None:
-    with torch.device("meta"):
-        ours = network(masks=2)
+    ours = on_meta("nnunet", num_masks=2)
     channels = [32, 64, 128, 256, 512, 512, 512]
     idle_biases = 2 * sum(channels) + 2 * sum(channels[:-1])  # of convolutions before an instance norm
     coarsest_output = 512 * 2 + 2  # weight 0
@@ -48,8 +44,7 @@ def test_it_has_the_published_size_but_for_what_has_no_effect() -> None:
 
 
 def test_classify_adds_a_linear_layer() -> None:
-    with torch.device("meta"):
-        assert num_parameters(network(classify=True)) == num_parameters(network()) + 512 * 4 + 4
+    assert num_parameters(on_meta("nnunet", classify=True)) == num_parameters(on_meta("nnunet")) + 512 * 4 + 4
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ B batch, H W, D width of a token, A attention heads, T tokens.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from sizes import num_parameters, on_meta
 from torch import Tensor, nn
 
 import braintum.models  # noqa: F401 - registers the architectures
@@ -28,10 +30,6 @@ def small(side: int = 64, **model: object) -> nn.Module:
     return options(side, **{**SwinUNetConfig.SMALL, **model}).build(1, 3, 1)
 
 
-def num_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
 def random_attention(width: int, heads: int, window: int) -> WindowAttention:
     """With a position bias that tells."""
     torch.manual_seed(0)
@@ -41,10 +39,9 @@ def random_attention(width: int, heads: int, window: int) -> WindowAttention:
 
 
 def test_swin_t_has_its_published_size() -> None:
-    with torch.device("meta"):
-        assert num_parameters(options().build(3, 4, 9)) == 27_168_900
-        classifying = options(classify=True).build(3, 4, 9)
-    assert num_parameters(classifying) == 27_168_900 + 768 * 4 + 4
+    published = partial(on_meta, "swin_unet", in_channels=3, num_masks=9, side=224)
+    assert num_parameters(published()) == 27_168_900
+    assert num_parameters(published(classify=True)) == 27_168_900 + 768 * 4 + 4
 
 
 @pytest.mark.parametrize(

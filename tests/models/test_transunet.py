@@ -1,4 +1,4 @@
-"""TransUNet as published: its size, its blocks against their formulas, positions at other sizes, weights of timm."""
+"""TransUNet as published: its size, its blocks against their formulas, positions at other sizes, weights of others."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from sizes import num_parameters, on_meta
 from torch import Tensor, nn
 
 from braintum.config import Experiment
-from braintum.models.networks.transunet import Attention, ResNet, StdConv2d, TransUNet, resize_positions
+from braintum.models.networks.transunet import Attention, TransUNet, resize_positions
+from braintum.models.networks.transunet_resnet import ResNet, StdConv2d
 from braintum.models.transunet import TransUNetConfig
 from braintum.settings import ConfigError
 
@@ -22,8 +24,7 @@ def options(side: int, **model: Any) -> TransUNetConfig:
 
 
 def published(num_masks: int) -> nn.Module:
-    with torch.device("meta"):
-        return options(224).build(3, 4, num_masks)
+    return on_meta("transunet", in_channels=3, num_masks=num_masks, side=224)
 
 
 def small(side: int, **model: Any) -> TransUNet:
@@ -36,14 +37,10 @@ def in_encoder(name: str) -> bool:
     return not name.startswith(("decoder.", "mask."))
 
 
-def num_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
 def test_it_has_its_published_size() -> None:
-    """105,276,066 at 224×224: the count that is quoted for the public code is the one with two output channels."""
+    """At 224×224 the count that is quoted for the public code is the one with two output channels."""
     assert num_parameters(published(2)) == 105_276_066
-    assert num_parameters(published(9)) == 105_276_066 + 7 * (16 * 3 * 3 + 1)
+    assert num_parameters(published(9)) == 105_276_066 + 7 * (16 * 3 * 3 + 1) == 105_277_081
 
 
 def test_its_encoder_is_vits_hybrid() -> None:
@@ -158,6 +155,12 @@ def test_logits_are_of_order_one_at_the_start() -> None:
     assert 0.05 < output.class_logits_BN.std() < 10
 
 
+def test_the_masks_convolution_starts_with_gain_one() -> None:
+    torch.manual_seed(0)
+    mask = options(64, **TransUNetConfig.SMALL).build(1, 4, 99).mask
+    assert mask.weight.std().item() == pytest.approx((mask.in_channels * 9) ** -0.5, rel=0.05)
+
+
 def encoder_in_timms_names(grid: int) -> dict[str, Tensor]:
     """Random weights of a small hybrid with a class token and a head, as timm stores them."""
     torch.manual_seed(1)
@@ -192,8 +195,66 @@ def test_weights_of_the_plain_vit_fill_the_transformer_alone() -> None:
     """Its patch embedding sees 16×16 pixels, this one a pixel of the ResNet's map."""
     weights = {name: x for name, x in encoder_in_timms_names(grid=4).items() if not name.startswith("patch_embed.")}
     patches = {"patch_embed.proj.weight": torch.randn(32, 3, 16, 16), "patch_embed.proj.bias": torch.randn(32)}
-    found = small(64).pretrained({**weights, **patches})
-    assert set(found) == {name for name in weights if name.startswith(("blocks.", "norm.", "pos_embed"))}
+    transformer = {name for name in weights if name.startswith(("blocks.", "norm.", "pos_embed"))}
+    assert set(small(64).pretrained({**weights, **patches})) == transformer
+    del patches["patch_embed.proj.bias"]
+    assert set(small(64).pretrained({**weights, **patches})) == transformer
+
+
+OF_A_LAYER = {  # PyTorch's name, torchvision's, ours
+    "self_attn.in_proj_weight": ("self_attention.in_proj_weight", "attn.qkv.weight"),
+    "self_attn.in_proj_bias": ("self_attention.in_proj_bias", "attn.qkv.bias"),
+    "self_attn.out_proj.weight": ("self_attention.out_proj.weight", "attn.proj.weight"),
+    "self_attn.out_proj.bias": ("self_attention.out_proj.bias", "attn.proj.bias"),
+    "linear1.weight": ("mlp.0.weight", "mlp.fc1.weight"),
+    "linear1.bias": ("mlp.0.bias", "mlp.fc1.bias"),
+    "linear2.weight": ("mlp.3.weight", "mlp.fc2.weight"),
+    "linear2.bias": ("mlp.3.bias", "mlp.fc2.bias"),
+    "norm1.weight": ("ln_1.weight", "norm1.weight"),
+    "norm1.bias": ("ln_1.bias", "norm1.bias"),
+    "norm2.weight": ("ln_2.weight", "norm2.weight"),
+    "norm2.bias": ("ln_2.bias", "norm2.bias"),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mlp", [("mlp.0.", "mlp.3."), ("mlp.linear_1.", "mlp.linear_2.")], ids=["new", "old"])
+def test_torchvisions_vit_gives_its_numbers(mlp: tuple[str, str]) -> None:
+    """A file in the layout of `vit_b_16`, its layers those of PyTorch, which torchvision builds them of."""
+    torch.manual_seed(0)
+    network = small(64).eval()
+    layers = [nn.TransformerEncoderLayer(32, 2, 128, 0, "gelu", 1e-6, batch_first=True, norm_first=True) for _ in "12"]
+    weights = {
+        "class_token": torch.randn(1, 1, 32),
+        "conv_proj.weight": torch.randn(32, 3, 16, 16),
+        "conv_proj.bias": torch.randn(32),
+        "encoder.pos_embedding": torch.randn(1, 1 + 16, 32),
+        "encoder.ln.weight": torch.randn(32),
+        "encoder.ln.bias": torch.randn(32),
+        "heads.head.weight": torch.randn(10, 32),
+        "heads.head.bias": torch.randn(10),
+    }
+    expected = {
+        "pos_embed": "encoder.pos_embedding",
+        "norm.weight": "encoder.ln.weight",
+        "norm.bias": "encoder.ln.bias",
+    }
+    for number, layer in enumerate(layers):
+        for name, parameter in layer.named_parameters():
+            nn.init.normal_(parameter, std=0.3)
+            theirs, ours = OF_A_LAYER[name]
+            theirs = theirs.replace("mlp.0.", mlp[0]).replace("mlp.3.", mlp[1])
+            weights[f"encoder.layers.encoder_layer_{number}.{theirs}"] = parameter.clone()
+            expected[f"blocks.{number}.{ours}"] = f"encoder.layers.encoder_layer_{number}.{theirs}"
+    found = network.pretrained(weights)
+    assert set(found) == set(expected)
+    for ours, theirs in expected.items():
+        assert torch.equal(found[ours], weights[theirs][:, 1:] if ours == "pos_embed" else weights[theirs])
+    network.load_state_dict(found, strict=False)
+    tokens_BTD = torch.randn(2, 5, 32)
+    torch.testing.assert_close(
+        network.blocks(tokens_BTD), nn.Sequential(*layers).eval()(tokens_BTD), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sizes import num_parameters, on_meta
 from torch import nn
 
 import braintum.models  # noqa: F401 - registers the architectures
@@ -12,43 +13,34 @@ from braintum.models.networks.blocks import make_norm
 from braintum.settings import ConfigError
 
 
-def network(**model: object) -> nn.Module:
-    with torch.device("meta"):
-        return Experiment.from_dict({"model": model}).model.build(in_channels=1, num_classes=4, num_masks=1)
-
-
-def num_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
 def test_the_published_unet_has_its_published_size() -> None:
     """64 to 1024 channels with BatchNorm, convolutions without bias (Ronneberger's U-Net as it is built today)."""
-    assert num_parameters(network(name="unet")) == 31_036_481
+    assert num_parameters(on_meta("unet")) == 31_036_481
 
 
 def test_the_presets_are_one_network() -> None:
-    unet = num_parameters(network(name="unet"))
-    assert num_parameters(network(name="joint_unet")) == unet + 1024 * 4 + 4
+    unet = num_parameters(on_meta("unet"))
+    assert num_parameters(on_meta("joint_unet")) == unet + 1024 * 4 + 4
     # A gate at C skip channels, C/2 inside: 2×2 on the skip, 1×1 with bias on the 2C of the gating signal, 1×1 to one.
     gates = sum(4 * c * c // 2 + 2 * c * c // 2 + c // 2 + c // 2 + 1 for c in (64, 128, 256, 512))
-    assert num_parameters(network(name="attention_unet")) == unet + gates
-    assert num_parameters(network(name="unet", attention="gate")) == unet + gates
-    assert num_parameters(network(name="joint_unet", attention="gate")) == unet + gates + 1024 * 4 + 4
+    assert num_parameters(on_meta("attention_unet")) == unet + gates
+    assert num_parameters(on_meta("unet", attention="gate")) == unet + gates
+    assert num_parameters(on_meta("joint_unet", attention="gate")) == unet + gates + 1024 * 4 + 4
 
 
 def test_the_classifier_has_the_unets_encoder() -> None:
     def encoder(name: str) -> dict[str, torch.Size]:
-        state = network(name=name).state_dict()
+        state = on_meta(name).state_dict()
         return {key: value.shape for key, value in state.items() if key.startswith("encoder.")}
 
     assert encoder("classifier") == encoder("unet")
-    assert num_parameters(network(name="classifier", hidden=128)) < num_parameters(network(name="classifier"))
+    assert num_parameters(on_meta("classifier", hidden=128)) < num_parameters(on_meta("classifier"))
 
 
 @pytest.mark.parametrize(("attention", "share"), [("gate", 1.0), ("se", 0.5), ("cbam", 0.5)])
 def test_attention_width_widens_the_attention(attention: str, share: float) -> None:
-    default = num_parameters(network(name="unet", attention=attention))
-    assert num_parameters(network(name="unet", attention=attention, attention_width=share)) > default
+    default = num_parameters(on_meta("unet", attention=attention))
+    assert num_parameters(on_meta("unet", attention=attention, attention_width=share)) > default
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "group"])

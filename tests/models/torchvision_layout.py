@@ -32,3 +32,27 @@ class Weights(dict[str, Tensor]):
 
     def _made(self, name: str, value: Tensor) -> Tensor:
         return self.setdefault(name, value)
+
+
+def resnet_stages(weights: Weights, x: Tensor, layers: int, width: int) -> list[Tensor]:
+    """What comes out of the four stages of torchvision's ResNet of 18 or 50 layers, at strides 4, 8, 16, 32."""
+    stages = []
+    x = F.relu(weights.norm("bn1", weights.conv("conv1", x, width, 7, 2)))
+    x = F.max_pool2d(x, 3, 2, 1)
+    for stage, count in enumerate((2, 2, 2, 2) if layers == 18 else (3, 4, 6, 3)):
+        inner = width * 2**stage
+        for i in range(count):
+            block, stride = f"layer{stage + 1}.{i}", 2 if stage and not i else 1
+            if layers == 50:
+                y = F.relu(weights.norm(f"{block}.bn1", weights.conv(f"{block}.conv1", x, inner, 1)))
+                y = F.relu(weights.norm(f"{block}.bn2", weights.conv(f"{block}.conv2", y, inner, 3, stride)))
+                y = weights.norm(f"{block}.bn3", weights.conv(f"{block}.conv3", y, 4 * inner, 1))
+            else:
+                y = F.relu(weights.norm(f"{block}.bn1", weights.conv(f"{block}.conv1", x, inner, 3, stride)))
+                y = weights.norm(f"{block}.bn2", weights.conv(f"{block}.conv2", y, inner, 3))
+            if x.shape != y.shape:
+                shortcut = weights.conv(f"{block}.downsample.0", x, y.shape[1], 1, stride)
+                x = weights.norm(f"{block}.downsample.1", shortcut)
+            x = F.relu(x + y)
+        stages.append(x)
+    return stages

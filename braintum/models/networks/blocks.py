@@ -1,4 +1,4 @@
-"""Blocks that the U-Net and the classifier are made of.
+"""Blocks and initial weights that several architectures share.
 
 B batch, C channels, H W; `coarse` is a feature map of the next stage down: twice the channels, half the side.
 """
@@ -6,6 +6,7 @@ B batch, C channels, H W; `coarse` is a feature map of the next stage down: twic
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -28,17 +29,27 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
     return nn.GroupNorm(channels if norm == "instance" else math.gcd(8, channels), channels)
 
 
+class ConvNormReLU(nn.Sequential):
+    """A convolution that keeps height and width (odd kernels), norm, ReLU. The norm makes a convolution bias idle."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int | tuple[int, int], norm: Norm = "batch"
+    ) -> None:
+        height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+        padding = (height // 2, width // 2)
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, (height, width), padding=padding, bias=False),
+            make_norm(norm, out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+
 class ConvBlock(nn.Sequential):
-    """(3×3 convolution, norm, ReLU) twice; height and width are kept. The norm makes a convolution bias idle."""
+    """(3×3 convolution, norm, ReLU) twice."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-            make_norm(norm, out_channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
-            make_norm(norm, out_channels),
-            nn.ReLU(inplace=True),
+            *ConvNormReLU(in_channels, out_channels, 3, norm), *ConvNormReLU(out_channels, out_channels, 3, norm)
         )
 
 
@@ -142,18 +153,24 @@ def class_head(config: SegmenterConfig, channels: int, num_classes: int) -> nn.M
     )
 
 
-def initialise(network: nn.Module) -> None:
-    """Keeps the variance of activations (He et al. 2015); biases zero.
+def draw_convolution(convolution: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """As the U-Net's stand: 3×3 convolutions before a ReLU (gain 2), all others not (gain 1).
 
-    3×3 convolutions stand before a ReLU (gain 2); everything else has gain 1. A transposed 2×2 convolution of
-    stride 2 has one tap per input channel and output pixel.
+    A transposed 2×2 convolution of stride 2 has one tap per input channel and output pixel.
     """
+    if isinstance(convolution, nn.ConvTranspose2d):
+        nn.init.normal_(convolution.weight, std=convolution.in_channels**-0.5)
+    else:
+        followed_by_relu = convolution.kernel_size == (3, 3)
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu" if followed_by_relu else "linear")
+
+
+def initialise(network: nn.Module, draw: Callable[[nn.Conv2d | nn.ConvTranspose2d], object] = draw_convolution) -> None:
+    """Keeps the variance of activations (He et al. 2015): `draw` sets a convolution's weights, and has to know what
+    stands behind it; dense layers have gain 1; biases are zero."""
     for module in network.modules():
-        if isinstance(module, nn.ConvTranspose2d):
-            nn.init.normal_(module.weight, std=module.in_channels**-0.5)
-        elif isinstance(module, nn.Conv2d):
-            followed_by_relu = module.kernel_size == (3, 3)
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu" if followed_by_relu else "linear")
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            draw(module)
         elif isinstance(module, nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
         else:

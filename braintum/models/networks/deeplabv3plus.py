@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from braintum.models.deeplabv3plus import DeepLabV3PlusConfig
-from braintum.models.networks.blocks import class_head
+from braintum.models.networks.blocks import ConvNormReLU, class_head, initialise
 from braintum.models.output import Output
 
 
@@ -30,11 +30,11 @@ class DeepLabV3Plus(nn.Module):
         low = width * 48 // 256  # the paper's 48 beside 256: few, so that they do not outweigh the ASPP's
         self.encoder = ResNet(config, in_channels)
         self.aspp = ASPP(self.encoder.channels[-1], width, (6, 12, 18) if config.output_stride == 16 else (12, 24, 36))
-        self.skip = nn.Sequential(*_conv(self.encoder.channels[0], low))
+        self.skip = ConvNormReLU(self.encoder.channels[0], low, 1)
         self.decoder = nn.Sequential(*_separable(low + width, width), *_separable(width, width))
         self.mask = nn.Conv2d(width, num_masks, 1)
         self.classifier = class_head(config, self.encoder.channels[-1], num_classes)
-        self.apply(_initialise)
+        initialise(self, _draw)
 
     def forward(self, image_BCHW: Tensor) -> Output:
         fine, deep = self.encoder(image_BCHW)
@@ -52,10 +52,10 @@ class ASPP(nn.Module):
 
     def __init__(self, in_channels: int, width: int, rates: tuple[int, ...]) -> None:
         super().__init__()
-        self.point = nn.Sequential(*_conv(in_channels, width))
+        self.point = ConvNormReLU(in_channels, width, 1)
         self.atrous = nn.ModuleList(nn.Sequential(*_separable(in_channels, width, rate)) for rate in rates)
-        self.image = nn.Sequential(*_conv(in_channels, width))
-        self.project = nn.Sequential(*_conv((2 + len(rates)) * width, width))
+        self.image = ConvNormReLU(in_channels, width, 1)
+        self.project = ConvNormReLU((2 + len(rates)) * width, width, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         image_BC11 = self.image(x_BCHW.mean((2, 3), keepdim=True))
@@ -78,15 +78,15 @@ class ResNet(nn.Module):
         self.channels = [width * 2**stage * block.expansion for stage in range(4)]
         self.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        channels, at, dilation = width, 4, 1
+        channels, current_stride, dilation = width, 4, 1
         stages = []
         for stage, depth in enumerate((2, 2, 2, 2) if config.layers == 18 else (3, 4, 6, 3)):
-            stride, first = 1, dilation
-            if stage and at < config.output_stride:
-                stride, at = 2, 2 * at
+            stride, first_dilation = 1, dilation
+            if stage and current_stride < config.output_stride:
+                stride, current_stride = 2, 2 * current_stride
             elif stage:
                 dilation *= 2
-            blocks: list[nn.Module] = [block(channels, width * 2**stage, stride, first, dilation)]
+            blocks: list[nn.Module] = [block(channels, width * 2**stage, stride, first_dilation, dilation)]
             channels = self.channels[stage]
             blocks += [block(channels, width * 2**stage, 1, dilation, dilation) for _ in range(depth - 1)]
             stages.append(nn.Sequential(*blocks))
@@ -99,13 +99,15 @@ class ResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut (He et al. 2016, figure 5 left). `first`: the first one's dilation."""
+    """Two 3×3 convolutions beside a shortcut (He et al. 2016, figure 5 left)."""
 
     expansion = 1
 
-    def __init__(self, in_channels: int, width: int, stride: int, first: int, dilation: int) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, first_dilation: int, dilation: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=first, dilation=first, bias=False)
+        self.conv1 = nn.Conv2d(
+            in_channels, width, 3, stride, padding=first_dilation, dilation=first_dilation, bias=False
+        )
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
@@ -121,16 +123,17 @@ class Bottleneck(nn.Module):
     """1×1, 3×3, 1×1 beside a shortcut (He et al. 2016, figure 5 right).
 
     The 3×3 convolution has the stride, as in torchvision and the weights that there are; the paper strides the first.
-    In the first block of a dilated stage its dilation is still that of the stage before, `first`: so is its input.
+    In the first block of a dilated stage the dilation is still that of the stage before (`first_dilation`), as its
+    input is.
     """
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int, first: int, dilation: int) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, first_dilation: int, dilation: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=first, dilation=first, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=first_dilation, dilation=first_dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
@@ -150,15 +153,10 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module | N
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
 
 
-def _conv(in_channels: int, out_channels: int) -> list[nn.Module]:
-    """1×1 convolution, batch norm, ReLU."""
-    return [nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
-
-
 def _separable(in_channels: int, out_channels: int, rate: int = 1) -> list[nn.Module]:
-    """A 3×3 convolution of each channel (figure 3), then `_conv`."""
+    """A 3×3 convolution of each channel (figure 3), then a 1×1 convolution with norm and ReLU."""
     depthwise = nn.Conv2d(in_channels, in_channels, 3, padding=rate, dilation=rate, groups=in_channels, bias=False)
-    return [depthwise, *_conv(in_channels, out_channels)]
+    return [depthwise, *ConvNormReLU(in_channels, out_channels, 1)]
 
 
 def _resize(x_BCHW: Tensor, like_BCHW: Tensor) -> Tensor:
@@ -166,10 +164,7 @@ def _resize(x_BCHW: Tensor, like_BCHW: Tensor) -> Tensor:
     return F.interpolate(x_BCHW, size=like_BCHW.shape[2:], mode="bilinear", align_corners=False)
 
 
-def _initialise(module: nn.Module) -> None:
-    """Keeps the variance of activations (He et al. 2015): gain 2 before a ReLU, 1 before what has none."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        before_relu = isinstance(module, nn.Conv2d) and module.groups == 1 and module.bias is None
-        nn.init.kaiming_normal_(module.weight, nonlinearity="relu" if before_relu else "linear")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+def _draw(convolution: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """A ReLU stands behind every convolution but the depthwise ones and the one with a bias, which makes the masks."""
+    before_relu = convolution.groups == 1 and convolution.bias is None
+    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu" if before_relu else "linear")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from braintum.models.googlenet import GoogLeNetConfig
+from braintum.models.networks.blocks import initialise
 from braintum.models.output import Output
 
 AUXILIARY_WEIGHT = 0.3
@@ -31,10 +32,10 @@ class GoogLeNet(nn.Module):
             return [max(1, round(c * config.width / 64)) for c in channels]
 
         stem, reduced, grown, auxiliary, hidden = scaled(64, 64, 192, 128, 1024)
-        self.conv1 = ConvNorm(in_channels, stem, 7, stride=2)
+        self.conv1 = BasicConv2d(in_channels, stem, 7, stride=2)
         self.maxpool1 = nn.MaxPool2d(3, 2, ceil_mode=True) if config.max_pool else nn.Identity()
-        self.conv2 = ConvNorm(stem, reduced, 1)
-        self.conv3 = ConvNorm(reduced, grown, 3)
+        self.conv2 = BasicConv2d(stem, reduced, 1)
+        self.conv3 = BasicConv2d(reduced, grown, 3)
         self.maxpool2 = nn.MaxPool2d(3, 2, ceil_mode=True)
         self.inception3a = Inception(grown, *scaled(64, 96, 128, 16, 32, 32))
         self.inception3b = Inception(self.inception3a.channels, *scaled(128, 128, 192, 32, 96, 64))
@@ -54,7 +55,7 @@ class GoogLeNet(nn.Module):
             self.aux2 = AuxiliaryHead(self.inception4d.channels, auxiliary, hidden, num_classes)
         self.dropout = nn.Dropout(config.dropout)
         self.fc = nn.Linear(self.inception5b.channels, num_classes)
-        _initialise(self)
+        initialise(self, _draw)
 
     def forward(self, image_BCHW: Tensor) -> Output:
         x = self.conv3(self.conv2(self.maxpool1(self.conv1(image_BCHW))))
@@ -78,7 +79,7 @@ class GoogLeNet(nn.Module):
         return {key: value for key, value in weights.items() if key in own and not key.startswith("aux")}
 
 
-class ConvNorm(nn.Module):
+class BasicConv2d(nn.Module):
     """Convolution that keeps the side (at stride 1), batch norm, ReLU. Epsilon as in torchvision's public weights."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
@@ -108,10 +109,10 @@ class Inception(nn.Module):
     ) -> None:
         super().__init__()
         self.channels = conv1x1 + conv3x3 + conv5x5 + pool_projection
-        self.branch1 = ConvNorm(in_channels, conv1x1, 1)
-        self.branch2 = nn.Sequential(ConvNorm(in_channels, reduce3x3, 1), ConvNorm(reduce3x3, conv3x3, 3))
-        self.branch3 = nn.Sequential(ConvNorm(in_channels, reduce5x5, 1), ConvNorm(reduce5x5, conv5x5, 3))
-        self.branch4 = nn.Sequential(nn.MaxPool2d(3, 1, padding=1), ConvNorm(in_channels, pool_projection, 1))
+        self.branch1 = BasicConv2d(in_channels, conv1x1, 1)
+        self.branch2 = nn.Sequential(BasicConv2d(in_channels, reduce3x3, 1), BasicConv2d(reduce3x3, conv3x3, 3))
+        self.branch3 = nn.Sequential(BasicConv2d(in_channels, reduce5x5, 1), BasicConv2d(reduce5x5, conv5x5, 3))
+        self.branch4 = nn.Sequential(nn.MaxPool2d(3, 1, padding=1), BasicConv2d(in_channels, pool_projection, 1))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         branches = (self.branch1, self.branch2, self.branch3, self.branch4)
@@ -123,7 +124,7 @@ class AuxiliaryHead(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, hidden: int, num_classes: int) -> None:
         super().__init__()
-        self.conv = ConvNorm(in_channels, channels, 1)
+        self.conv = BasicConv2d(in_channels, channels, 1)
         self.fc1 = nn.Linear(channels * 4 * 4, hidden)
         self.dropout = nn.Dropout(AUXILIARY_DROPOUT)
         self.fc2 = nn.Linear(hidden, num_classes)
@@ -134,10 +135,6 @@ class AuxiliaryHead(nn.Module):
         return logits_BN
 
 
-def _initialise(network: nn.Module) -> None:
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-            nn.init.zeros_(module.bias)
+def _draw(convolution: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """A ReLU stands behind every one."""
+    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetOutBlock, UnetUpBlock
 from torch import Tensor, nn
 
-from braintum.models.networks.blocks import class_head
+from braintum.models.networks.blocks import class_head, initialise
 from braintum.models.nnunet import NnUNetConfig
 from braintum.models.output import Output
 
@@ -48,7 +48,7 @@ class NnUNet(nn.Module):
         self.masks = nn.ModuleList(UnetOutBlock(2, channels[stage], num_masks) for stage in range(supervised))
         self.classifier = class_head(config, channels[-1], num_classes)
         self.padded_to = config.padded_to
-        self.apply(_initialise)
+        initialise(self, _draw)
 
     def forward(self, image_BCHW: Tensor) -> Output:
         height, width = image_BCHW.shape[2:]
@@ -76,13 +76,6 @@ def _norm(channels: int) -> dict[str, Any]:
     return {"norm_name": ("group", {"num_groups": channels})}
 
 
-def _initialise(module: nn.Module) -> None:
-    """As nnU-Net: keeps the variance of activations (He et al. 2015, LeakyReLU of slope 0.01); biases zero."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.kaiming_normal_(module.weight, a=0.01)
-    elif isinstance(module, nn.Linear):
-        nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-    else:
-        return
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
+def _draw(convolution: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """As nnU-Net: all as if a LeakyReLU of slope 0.01 stood behind them."""
+    nn.init.kaiming_normal_(convolution.weight, a=0.01)

@@ -7,6 +7,7 @@ their width. Parameters of the ResNet and the transformer have timm's names (`vi
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -14,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from braintum.models.networks.blocks import ConvBlock, class_head, initialise
+from braintum.models.networks.blocks import ConvBlock, ConvNormReLU, class_head, initialise
+from braintum.models.networks.transunet_resnet import ResNet
 from braintum.models.output import Output
 from braintum.models.transunet import TransUNetConfig
 
@@ -25,6 +27,9 @@ class TransUNet(nn.Module):
     Height and width must be multiples of 16, not less than 32. Where they are not 16 × `grid` the position embeddings
     are interpolated. The classification head sees the mean of the transformer's last tokens. Weights begin as those of
     the U-Net do: the public code always begins with pre-trained ones; position embeddings as in ViT (std 0.02).
+
+    The published count at 224×224, 105,276,066 parameters, is the one with two output channels; the public code's nine
+    have 105,277,081.
     """
 
     def __init__(self, config: TransUNetConfig, grid: int, in_channels: int, num_classes: int, num_masks: int) -> None:
@@ -39,6 +44,7 @@ class TransUNet(nn.Module):
         self.mask = nn.Conv2d(config.decoder[-1], num_masks, 3, padding=1)
         self.classifier = class_head(config, config.hidden, num_classes)
         initialise(self)
+        nn.init.kaiming_normal_(self.mask.weight, nonlinearity="linear")  # no ReLU stands behind it
         nn.init.normal_(self.pos_embed, std=0.02)
 
     def forward(self, image_BCHW: Tensor) -> Output:
@@ -52,22 +58,58 @@ class TransUNet(nn.Module):
         return Output(self.mask(self.decoder(encoded_BDHW, skips)), class_logits_BN)
 
     def pretrained(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of timm's `vit_base_r50_s16_224` or `vit_base_patch16_224` that this network has a place for.
+        """The tensors of a ViT-B/16 that this network has a place for: timm's `vit_base_r50_s16_224` (with the ResNet)
+        and `vit_base_patch16_224`, torchvision's `vit_b_16`.
 
         Class token and head are left out, position embeddings resized to this grid. A patch embedding of larger
         patches is left out too: here it stands on the ResNet's map. Other shapes are as given, not compared.
         """
         encoder = ("patch_embed.", "pos_embed", "blocks.", "norm.")
         own = {name for name in self.state_dict() if name.startswith(encoder)}
-        found = {name: x for name, x in weights.items() if name in own}
+        found = {name: x for name, x in _timm_names(weights).items() if name in own}
         projection = found.get("patch_embed.proj.weight")
         if projection is not None and projection.shape[2:] != (1, 1):
-            del found["patch_embed.proj.weight"], found["patch_embed.proj.bias"]
+            found = {name: x for name, x in found.items() if not name.startswith("patch_embed.proj.")}
         if "pos_embed" in found:
             position_1TD = found["pos_embed"]
             num_positions = math.isqrt(position_1TD.shape[1]) ** 2  # what stands before these is the class token's
             found["pos_embed"] = resize_positions(position_1TD[:, -num_positions:], self.grid, self.grid)
         return found
+
+
+def _timm_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under timm's names; torchvision's are translated.
+
+    Its older files call the layers of an MLP `linear_1` and `linear_2`, the others `0` and `3`.
+    """
+
+    def translated(name: str) -> str:
+        layer = re.match(r"encoder\.layers\.encoder_layer_(\d+)\.(.*)", name)
+        if layer is not None:
+            number, rest = layer.groups()
+            for pattern, ours in _OF_A_LAYER:
+                rest = re.sub(pattern, ours, rest)
+            return f"blocks.{number}.{rest}"
+        return _OUTSIDE_LAYERS.get(name, name)
+
+    return {translated(name): x for name, x in weights.items()}
+
+
+_OF_A_LAYER = (
+    (r"^ln_([12])\.", r"norm\1."),
+    (r"^self_attention\.in_proj_", "attn.qkv."),
+    (r"^self_attention\.out_proj\.", "attn.proj."),
+    (r"^mlp\.(0|linear_1)\.", "mlp.fc1."),
+    (r"^mlp\.(3|linear_2)\.", "mlp.fc2."),
+)
+_OUTSIDE_LAYERS = {
+    "conv_proj.weight": "patch_embed.proj.weight",
+    "conv_proj.bias": "patch_embed.proj.bias",
+    "encoder.pos_embedding": "pos_embed",
+    "encoder.ln.weight": "norm.weight",
+    "encoder.ln.bias": "norm.bias",
+}
+"""torchvision's names, timm's."""
 
 
 def resize_positions(position_1TD: Tensor, height: int, width: int) -> Tensor:
@@ -91,93 +133,6 @@ class HybridEmbed(nn.Module):
     def forward(self, image_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
         x_BCHW, skips = self.backbone(image_BCHW)
         return self.proj(x_BCHW), skips
-
-
-class ResNet(nn.Module):
-    """BiT's ResNet without its last stage (Kolesnikov et al. 2020), as in ViT's hybrid: [B, 16 width, H/16, W/16].
-
-    Also returns the skips, finest first: `skip_channels` at 1/2, 1/4, 1/8 of the side. As in the public code the
-    pooling is not padded, so that the first stage lacks a row and a column, which its skip gets as zeros.
-    """
-
-    def __init__(self, in_channels: int, width: int, blocks: tuple[int, ...]) -> None:
-        super().__init__()
-        self.skip_channels = (width, 4 * width, 8 * width)
-        self.stem = ConvNorm(in_channels, width, 7, stride=2)
-        channels = (width, *(4 * width << stage for stage in range(len(blocks))))
-        self.stages = nn.ModuleList(
-            ResNetStage(channels[i], channels[i + 1], num_blocks, stride=1 if i == 0 else 2)
-            for i, num_blocks in enumerate(blocks)
-        )
-
-    def forward(self, image_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
-        stem_BCHW = F.relu(self.stem(image_BCHW))
-        features = [F.max_pool2d(stem_BCHW, 3, stride=2)]
-        for stage in self.stages:
-            features.append(stage(features[-1]))
-        _, quarter_BCHW, eighth_BCHW, last_BCHW = features
-        return last_BCHW, [stem_BCHW, F.pad(quarter_BCHW, (0, 1, 0, 1)), eighth_BCHW]
-
-
-class ResNetStage(nn.Sequential):
-    """Bottlenecks, the first of which changes channels and stride."""
-
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, stride: int) -> None:
-        first = Bottleneck(in_channels, out_channels, stride)
-        others = (Bottleneck(out_channels, out_channels, 1) for _ in range(num_blocks - 1))
-        super().__init__(OrderedDict(blocks=nn.Sequential(first, *others)))
-
-
-class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions beside a shortcut, ReLU after each and after the sum; a quarter inside."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        inner = out_channels // 4
-        self.conv1, self.norm1 = StdConv2d(in_channels, inner, 1), group_norm(inner)
-        self.conv2, self.norm2 = StdConv2d(inner, inner, 3, stride), group_norm(inner)
-        self.conv3, self.norm3 = StdConv2d(inner, out_channels, 1), group_norm(out_channels)
-        self.downsample: ConvNorm | None = None
-        if in_channels != out_channels or stride != 1:
-            self.downsample = ConvNorm(in_channels, out_channels, 1, stride)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        shortcut_BCHW = x_BCHW if self.downsample is None else self.downsample(x_BCHW)
-        x_BCHW = F.relu(self.norm1(self.conv1(x_BCHW)))
-        x_BCHW = F.relu(self.norm2(self.conv2(x_BCHW)))
-        return F.relu(self.norm3(self.conv3(x_BCHW)) + shortcut_BCHW)
-
-
-class ConvNorm(nn.Sequential):
-    """A convolution and its norm."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
-        conv = StdConv2d(in_channels, out_channels, kernel_size, stride)
-        super().__init__(OrderedDict(conv=conv, norm=group_norm(out_channels)))
-
-
-class StdConv2d(nn.Conv2d):
-    """A convolution whose weights are standardised per output channel (Qiao et al. 2019, eq. 11); ε as in public code.
-
-    No bias; sides are divided by `stride`, rounded up.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(self.weight, (1, 2, 3), correction=0, keepdim=True)
-        weight = (self.weight - mean) * torch.rsqrt(variance + 1e-5)
-        return F.conv2d(x_BCHW, weight, None, self.stride, self.padding)
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups, or the largest power of two below that divides the channels.
-
-    TransUNet's public code has one channel a group on shortcuts, and loads there weights trained with 32 groups (ViT's
-    hybrid); here they meet the groups they were trained with.
-    """
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
 
 
 class TransformerLayer(nn.Module):
@@ -232,11 +187,7 @@ class Decoder(nn.Module):
 
     def __init__(self, in_channels: int, skip_channels: tuple[int, ...], channels: tuple[int, ...]) -> None:
         super().__init__()
-        self.first = nn.Sequential(
-            nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels[0]),
-            nn.ReLU(inplace=True),
-        )
+        self.first = ConvNormReLU(in_channels, channels[0], 3)
         skips = (*reversed(skip_channels), 0)
         self.up = nn.ModuleList(
             ConvBlock(coarse + skip, fine, "batch")
