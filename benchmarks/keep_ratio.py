@@ -1,4 +1,4 @@
-"""What keeping fewer patches saves BrainTumNet: time and work of attention over all patches, of a block, of the network.
+"""What keeping fewer patches saves BrainTumNet: time and work of attention over all of them, a block, the network.
 
     python benchmarks/keep_ratio.py [--size 256] [--rounds 5] [--threads 1]
 
