@@ -29,7 +29,7 @@ class BrainTumNetConfig(SegmenterConfig):
     so that attention over all of them is where much of the time goes, and `keep_ratio` saves it.
 
     The six switches `transformer`, `adaptive_mask`, `cbam`, `pyramid`, `inception`, `mask_guidance` each take one idea
-    away. Without `classify` it is the segmenter that the paper compares its two-stage variant with (section 3).
+    away. Without `classify` it is the segmenter alone, as in the two-stage variant that section 3 compares with.
     """
 
     SMALL: ClassVar[dict[str, Any]] = {"width": 8, "depth": 3}

@@ -145,6 +145,24 @@ def test_kept_patches_are_a_share_of_the_slice_at_hand() -> None:
         assert output.class_logits_BN.isfinite().all()
 
 
+def test_kept_patches_train_every_weight_in_bfloat16() -> None:
+    model = network(32, **SMALL, keep_ratio=0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(images())
+    (output.mask_logits_BKHW.float().square().mean() + output.class_logits_BN.float().square().mean()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+    assert all(p.grad.any() for name, p in model.named_parameters() if ".masks." in name)
+
+
+@pytest.mark.slow
+def test_kept_patches_export() -> None:
+    """How many are kept follows from the slice's size alone."""
+    model = network(32, **SMALL, keep_ratio=0.5, window=3).eval()
+    program = torch.export.export(model, (images(),), dynamic_shapes={"image_BCHW": {0: torch.export.Dim("batch")}})
+    for a, b in zip(program.module()(images(5))[:2], model(images(5))[:2], strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("norm", ["batch", "instance", "group"])
 def test_logits_start_of_order_one(norm: str) -> None:
     output = network(64, **SMALL, norm=norm)(images(4, 64))
