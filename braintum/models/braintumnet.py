@@ -25,11 +25,11 @@ class BrainTumNetConfig(SegmenterConfig):
     """Convolutions beside adaptive masked transformers, a decoder of both, a classifier on the segmented region.
 
     The paper gives the parts and no number: none for channels, stages, heads, depth, patches or window. Chosen here:
-    U-Net-like stages that double their channels (25 million weights; the U-Net has 31), and patches of 4 pixels,
+    U-Net-like stages that double their channels (22.5 million weights; the U-Net has 31), and patches of 4 pixels,
     so that attention over all of them is where much of the time goes, and `keep_ratio` saves it.
 
     The six switches `transformer`, `adaptive_mask`, `cbam`, `pyramid`, `inception`, `mask_guidance` each take one idea
-    away. Without `classify` it is the segmenter that the paper compares its two-stage variant with (section 3).
+    away. Without `classify` it is the segmenter alone, as in the two-stage variant that section 3 compares with.
     """
 
     SMALL: ClassVar[dict[str, Any]] = {"width": 8, "depth": 3}

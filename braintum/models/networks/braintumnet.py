@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from braintum.models.braintumnet import BrainTumNetConfig
 from braintum.models.networks.blocks import CBAM, Norm, class_head, initialise, make_norm
-from braintum.models.networks.masked_transformer import MaskedTransformer, initialise_transformers
+from braintum.models.networks.masked_transformer import MaskedTransformer, Refine, initialise_transformers
 from braintum.models.networks.t_inception import TInceptionNet, guide_from, guided_mean
 from braintum.models.output import Output
 
@@ -60,9 +60,6 @@ class BrainTumNet(nn.Module):
             self.classifier = class_head(config, channels[-1], num_classes)
         initialise(self)
         initialise_transformers(self)
-        for up in self.decoder:
-            if up.transformer is not None:  # a small correction to the convolutions, as its blocks are
-                nn.init.trunc_normal_(up.restore.weight, std=0.02)
 
     def forward(self, image_BCHW: Tensor) -> Output:
         features = [self.stages[0](image_BCHW)]
@@ -143,22 +140,15 @@ class Up(nn.Module):
         self.up = nn.ConvTranspose2d(2 * channels, channels, 2, stride=2)
         self.attention = CBAM(channels, None) if config.cbam else None
         self.convolve = MultiKernel(2 * channels, channels, config.norm)
-        self.transformer: nn.Module | None = None
+        self.refine: nn.Module | None = None
         if config.transformer:
             patch = 2 ** max(FINEST - stage, 0)
-            width = channels * patch
-            self.transformer = MaskedTransformer(
-                config, channels, width, patch, 1, low_channels=channels, high_channels=2 * channels
-            )
-            self.restore = nn.ConvTranspose2d(width, channels, patch, stride=patch)
+            self.refine = Refine(config, channels, patch, low_channels=channels, high_channels=2 * channels)
 
     def forward(self, coarse_BCHW: Tensor, skip_BCHW: Tensor) -> Tensor:
-        if self.attention is not None:
-            skip_BCHW = self.attention(skip_BCHW, coarse_BCHW)
-        x_BCHW: Tensor = self.convolve(torch.cat([skip_BCHW, self.up(coarse_BCHW)], 1))
-        if self.transformer is not None:
-            x_BCHW = x_BCHW + self.restore(self.transformer(x_BCHW, skip_BCHW, coarse_BCHW))
-        return x_BCHW
+        attended = skip_BCHW if self.attention is None else self.attention(skip_BCHW, coarse_BCHW)
+        x_BCHW: Tensor = self.convolve(torch.cat([attended, self.up(coarse_BCHW)], 1))
+        return x_BCHW if self.refine is None else self.refine(x_BCHW, skip_BCHW, coarse_BCHW)
 
 
 class Pyramid(nn.Module):

@@ -87,7 +87,7 @@ class MaskGenerator(nn.Module):
 
     def __init__(self, low_channels: int, high_channels: int, heads: int) -> None:
         super().__init__()
-        hidden = max(8, low_channels)
+        hidden = max(8, low_channels // 4)
         self.low = nn.Conv2d(low_channels, hidden, 1)
         self.high = nn.Conv2d(high_channels, hidden, 1, bias=False)
         self.score = nn.Conv2d(hidden, heads, 1)
@@ -168,6 +168,7 @@ class MaskedTransformer(nn.Module):
         width: int,
         patch: int,
         depth: int,
+        *,
         low_channels: int,
         high_channels: int,
     ) -> None:
@@ -192,14 +193,34 @@ class MaskedTransformer(nn.Module):
         return patches_BDHW
 
 
-def initialise_transformers(network: nn.Module) -> None:
-    """Weights of every BT block from a normal distribution of deviation 0.02, biases zero, as in ViT and Swin.
+class Refine(nn.Module):
+    """One BT block on patches of a map, as a correction that is added to it: the decoder's. The map's shape stays."""
 
-    So a block starts as a small correction to what it reads. With the gain of 1 that convolutions start with, masks
-    were not learnt in the steps in which convolutions alone learn them.
+    def __init__(
+        self, config: BrainTumNetConfig, channels: int, patch: int, *, low_channels: int, high_channels: int
+    ) -> None:
+        super().__init__()
+        width = channels * patch
+        self.transformer = MaskedTransformer(
+            config, channels, width, patch, 1, low_channels=low_channels, high_channels=high_channels
+        )
+        self.restore = nn.ConvTranspose2d(width, channels, patch, stride=patch)
+
+    def forward(self, x_BCHW: Tensor, low_BCHW: Tensor, high_BCHW: Tensor) -> Tensor:
+        correction_BCHW: Tensor = self.restore(self.transformer(x_BCHW, low_BCHW, high_BCHW))
+        return x_BCHW + correction_BCHW
+
+
+def initialise_transformers(network: nn.Module) -> None:
+    """Draws the weights of BT blocks, and of what adds them to a map, with deviation 0.02, as ViT and Swin do.
+
+    So each starts as a small correction to what it reads. With the gain of 1 that the rest starts with, no mask was
+    learnt in the time in which convolutions alone learn it.
     """
-    for block in network.modules():
-        if isinstance(block, BTBlock):
-            for layer in block.modules():
+    for module in network.modules():
+        if isinstance(module, Refine):
+            nn.init.trunc_normal_(module.restore.weight, std=0.02)
+        if isinstance(module, BTBlock):
+            for layer in module.modules():
                 if isinstance(layer, nn.Linear):
                     nn.init.trunc_normal_(layer.weight, std=0.02)
