@@ -441,8 +441,8 @@ def test_all_workers_begin_alike_or_none(tiny_phantom: str, tmp_path: Path) -> N
         assert_begun(safetensors.torch.load_file(tmp_path / f"began-{rank}.safetensors"), weights, "")
         assert storage.read_json(f"{tmp_path}/said-{rank}.json") == [
             "model.init_from: memory://model.safetensors: no such file",
-            "model.init_from: memory://odd.safetensors: cannot be read (KeyError: 'F4'); the file may be damaged, or of "
-            "another kind of network; use another one",
+            "model.init_from: memory://odd.safetensors: cannot be read (KeyError: 'F4'); the file may be damaged, "
+            "or of another kind of network; use another one",
         ]
 
 
