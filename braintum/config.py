@@ -237,6 +237,8 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
         path, equals, value = assignment.partition("=")
         if not equals or not path:
             raise ConfigError(f"--set {assignment}: expected path=value, such as optim.lr=3e-4")
+        if not value.strip():
+            raise ConfigError(f"--set {assignment}: no value, as of a variable that is not set; give null for none")
         parsed[path.strip()] = parse_yaml(value, f"--set {assignment}")
     return parsed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -188,6 +189,22 @@ def test_numbers_are_read_as_people_write_them() -> None:
     }
     with pytest.raises(ConfigError, match="expected path=value"):
         parse_overrides(["optim.lr"])
+
+
+def test_a_variable_that_is_not_set_is_no_value() -> None:
+    for assignment in ("model.init_from=", "model.init_from= "):
+        with pytest.raises(ConfigError, match="no value, as of a variable that is not set; give null for none"):
+            parse_overrides([assignment])
+    with pytest.raises(ConfigError, match="init_from"):
+        Experiment.load(None, parse_overrides(["model.init_from=''"]))
+    assert Experiment.load(None, parse_overrides(["model.init_from=null"])).model.init_from is None
+
+
+def test_a_path_is_seen_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for given, meant in (("~/a", f"{tmp_path}/home/a"), ("a", f"{tmp_path}/a"), ("s3://x/~/a", "s3://x/~/a")):
+        assert Experiment.load(None, parse_overrides([f"model.init_from={given}"])).model.init_from == meant
 
 
 def test_another_name_starts_that_part_afresh() -> None:

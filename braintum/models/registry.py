@@ -43,8 +43,8 @@ class ModelConfig(Part):
     @field_validator("init_from")
     @classmethod
     def _seen_from_everywhere(cls, url: str | None) -> str | None:
-        """A worker's working directory is another one than that in which a relative path was meant."""
-        return url if url is None or "://" in url else os.path.abspath(url)
+        """A worker's working directory, and home, are others than those in which a path was meant."""
+        return url if url is None or "://" in url else os.path.abspath(os.path.expanduser(url))
 
     @property
     def tasks(self) -> frozenset[Task]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import safetensors
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from braintum import storage
 from braintum.config import Experiment
+from braintum.training.provenance import UNKNOWN, Provenance, provenance_of
 
 MODEL = "model.safetensors"
 STATE = "state.pt"
@@ -35,6 +36,7 @@ class Checkpoint:
     in_channels: int
     classes: tuple[str, ...]
     masks: tuple[str, ...]
+    trained_on: Provenance = UNKNOWN
 
 
 def save_model(
@@ -45,6 +47,7 @@ def save_model(
     in_channels: int,
     classes: tuple[str, ...],
     masks: tuple[str, ...],
+    trained_on: Provenance = UNKNOWN,
 ) -> None:
     """Writes `model.safetensors` at `url`; the same weights and settings give the same bytes."""
     about = {
@@ -52,6 +55,7 @@ def save_model(
         "in_channels": in_channels,
         "classes": list(classes),
         "masks": list(masks),
+        "trained_on": [past and asdict(past) for past in trained_on],
     }
     # One metadata key: safetensors writes several in no fixed order, and the file's digest would change.
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
@@ -70,13 +74,20 @@ def load_model(url: str) -> Checkpoint:
     experiment = Experiment.from_dict(about["experiment"], url)
     model = experiment.model.build(about["in_channels"], len(about["classes"]), len(about["masks"]))
     model.load_state_dict(weights)
-    return Checkpoint(model.eval(), experiment, about["in_channels"], tuple(about["classes"]), tuple(about["masks"]))
+    return Checkpoint(
+        model.eval(),
+        experiment,
+        about["in_channels"],
+        tuple(about["classes"]),
+        tuple(about["masks"]),
+        provenance_of(about),
+    )
 
 
 def read_metadata(content: bytes) -> dict[str, str]:
     """What a safetensors file says of itself; a checkpoint of ours says `braintum`."""
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    metadata: dict[str, str] = header.get("__metadata__", {})
+    metadata: dict[str, str] = header.get("__metadata__") or {}
     return metadata
 
 

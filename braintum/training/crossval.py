@@ -18,6 +18,7 @@ from braintum.data.folds import held_out_folds
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
 from braintum.evaluation.summary import summarise
+from braintum.settings import ConfigError
 from braintum.training.device import keep_freed_memory
 from braintum.training.progress import Progress
 from braintum.training.run import (
@@ -169,12 +170,28 @@ def _joined(specs: list[RunSpec], file: str) -> pa.Table:
     return pa.concat_tables(tables, promote_options="default")
 
 
+def _refuse_other_starts(specs: list[RunSpec], runs: list[dict[str, Any]]) -> None:
+    """Raises ConfigError where the file at `model.init_from` was another one for some runs of an Experiment."""
+    firsts: dict[str, tuple[str, str]] = {}
+    for spec, left in zip(specs, runs, strict=True):
+        if "init_from" in left:
+            sha256 = left["init_from"]["sha256"]
+            place, first = firsts.setdefault(left["experiment"], (spec.out, sha256))
+            if sha256 != first:
+                raise ConfigError(
+                    f"model.init_from: {left['init_from']['url']}: has changed between the folds: {place} began with "
+                    f"SHA-256 {first[:16]}, {spec.out} with {sha256[:16]}; remove the folder of the wrong one, and go "
+                    "on with --resume"
+                )
+
+
 def leave_results(out: str, specs: list[RunSpec], about: dict[str, Any], predictions: pa.Table | None = None) -> None:
     """Writes what finished runs make together: their history, predictions (theirs unless given) and a summary.
 
-    `about` begins the summary.
+    `about` begins the summary. Raises ConfigError where runs of one Experiment began with different weights.
     """
     runs = [storage.read_json(storage.join(spec.out, "summary.json")) for spec in specs]
+    _refuse_other_starts(specs, runs)
     predictions = _joined(specs, "predictions.parquet") if predictions is None else predictions
     storage.write_table(storage.join(out, "history.parquet"), _joined(specs, "history.parquet"))
     storage.write_table(storage.join(out, "predictions.parquet"), predictions)

@@ -33,6 +33,7 @@ from braintum.settings import ConfigError
 from braintum.training.device import autocast_dtype, memory_format, pick_device
 from braintum.training.optim import LearningRate, build_optimizer
 from braintum.training.pretrained import Initialised, initialise
+from braintum.training.provenance import refuse_seen
 from braintum.training.resized import Resized
 
 T = TypeVar("T")
@@ -120,7 +121,8 @@ class Fit:
     def run_epoch(self) -> dict[str, float]:
         """Trains one epoch and returns its metrics. The first one begins with the weights of `model.init_from`.
 
-        Raises Diverged, or ConfigError where nothing of that file can be used.
+        Raises Diverged, or ConfigError where nothing of that file can be used, or it has seen other slices of this
+        dataset (`refuse_seen`).
         """
         if self.epoch == 0 and self.experiment.model.init_from is not None:
             self.initialised = self._initialise()
@@ -217,6 +219,8 @@ class Fit:
         found: Initialised | ConfigError
         try:
             found = initialise(self.model, self.experiment.model, self.table.image_RCHW.shape[1])
+            train_rows = np.union1d(self._fit_rows, self._validation_rows)
+            refuse_seen(found.url, found.trained_on, self.table, [train_rows])
         except ConfigError as error:
             found = error
         everyones = gathered(found, self.world_size)

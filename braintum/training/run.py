@@ -1,7 +1,8 @@
 """A run: one Experiment trained with one fold held out, and the directory that it leaves.
 
     OUT/experiment.json  model.safetensors  state.pt  history.parquet  predictions.parquet  summary.json  tensorboard/
-        init.json (with model.init_from: the names of the tensors that were taken, left fresh, and not used)
+        init.json (with model.init_from: the names of the tensors that were taken, left fresh, and not used; which share
+        of the weights that is; what the file was trained on, as far as it says)
 
 `state.pt` is written after every epoch; a run that finds one goes on from it. `summary.json` is written last, so that
 a directory without it is a run that was never finished.
@@ -20,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from braintum import __version__, storage
 from braintum.config import Experiment
-from braintum.data.folds import Split, split
+from braintum.data.folds import Rows, Split, split
 from braintum.data.shards import read_card
 from braintum.data.table import SliceTable
 from braintum.evaluation.predict import prediction_table
@@ -30,6 +31,7 @@ from braintum.training.checkpoint import MODEL, STATE, load_state, save_model, s
 from braintum.training.fit import Fit, build_model, gathered, refuse_without_targets, usable_rows
 from braintum.training.pretrained import initialise
 from braintum.training.progress import Progress
+from braintum.training.provenance import Provenance, TrainedOn, name_of, provenance_of, refuse_seen
 
 INIT = "init.json"
 SHARED = "--out must be storage that every node sees: a shared folder or a URL"
@@ -75,21 +77,25 @@ def refuse_unusable(spec: RunSpec, table: SliceTable, workers: int) -> None:
     refuse_without_targets(experiment, table, rows.held_out, f"held-out{f' (fold {spec.fold})' if spec.fold else ''}")
 
 
-def say_start(experiment: Experiment, table: SliceTable, progress: Progress) -> None:
+def say_start(experiment: Experiment, table: SliceTable, progress: Progress, parts: Sequence[Rows] = ()) -> None:
     """Says what a training will take from `model.init_from`, if anything is asked of it.
 
-    Raises ConfigError where the file cannot be read, or nothing in it fits.
+    `parts`: the rows to train on of every run; none where a training is of all folds in turn. Raises ConfigError where
+    the file cannot be read, nothing in it fits, or it may have seen what is held out.
     """
     if experiment.model.init_from is not None:
         with torch.device("meta"):
             network = build_model(experiment, table)
-        progress.say(str(initialise(network, experiment.model, table.image_RCHW.shape[1])))
+        found = initialise(network, experiment.model, table.image_RCHW.shape[1])
+        refuse_seen(found.url, found.trained_on, table, parts)
+        progress.say(str(found))
 
 
 def say_start_of(specs: Sequence[RunSpec], table: SliceTable, progress: Progress) -> None:
     """`say_start` of runs of one Experiment, unless all of them have begun: those no longer need the file."""
     if not all(storage.exists(storage.join(spec.out, STATE)) for spec in specs):
-        say_start(Experiment.from_dict(specs[0].experiment), table, progress)
+        parts = [spec.split(table).train for spec in specs]
+        say_start(Experiment.from_dict(specs[0].experiment), table, progress, parts)
 
 
 def prepare_out(out: str, about: dict[str, Any], *, resume: bool, record: str = "experiment.json") -> None:
@@ -185,6 +191,11 @@ def finish_run(spec: RunSpec, fit: Fit, rows: Split) -> dict[str, Any] | None:
     predictions = pa.concat_tables(shares)
     if fit.rank != 0:
         return None
+    trained_on: Provenance = (TrainedOn(table.digest, name_of(table, rows.train), spec.fold, spec.folds),)
+    begun = {}
+    if experiment.model.init_from is not None:
+        begun = storage.read_json(storage.join(spec.out, INIT))
+        trained_on += provenance_of(begun)
     save_model(
         storage.join(spec.out, MODEL),
         fit.kept_weights(),
@@ -192,6 +203,7 @@ def finish_run(spec: RunSpec, fit: Fit, rows: Split) -> dict[str, Any] | None:
         in_channels=table.image_RCHW.shape[1],
         classes=table.classes,
         masks=table.masks,
+        trained_on=trained_on,
     )
     run_of = {"run": experiment.digest, "architecture": experiment.model.name, "fold": spec.fold}
     storage.write_table(storage.join(spec.out, "predictions.parquet"), predictions.sort_by("slice_id"))
@@ -211,9 +223,9 @@ def finish_run(spec: RunSpec, fit: Fit, rows: Split) -> dict[str, Any] | None:
         "data": {"url": spec.data_url, "digest": table.digest},
         "versions": versions(),
     }
-    if experiment.model.init_from is not None:
-        initialised = storage.read_json(storage.join(spec.out, INIT))
-        summary["init_from"] = {k: len(v) if isinstance(v, list) else v for k, v in initialised.items()}
+    if begun:
+        names = ("taken", "fresh", "unused")
+        summary["init_from"] = {key: len(value) if key in names else value for key, value in begun.items()}
     storage.write_json(storage.join(spec.out, "summary.json"), summary)
     return summary
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from torch import Tensor, nn
 from braintum import storage
 from braintum.config import Experiment
 from braintum.data.table import SliceTable, load_table
-from braintum.models.output import Output
-from braintum.models.registry import ModelConfig, resolve_model
+from braintum.models.output import Output, Translates
+from braintum.models.registry import ModelConfig, architectures, model_config_class, resolve_model
 from braintum.settings import ConfigError
-from braintum.training.checkpoint import load_model, save_model
+from braintum.training.checkpoint import CheckpointError, load_model, save_model
 from braintum.training.fit import Fit
 from braintum.training.pretrained import folded, initialise
 from braintum.training.progress import Progress
@@ -212,6 +213,121 @@ def test_half_precision_is_taken(tmp_path: Path) -> None:
     assert torch.equal(network.weight, half["weight"].float())
 
 
+def test_the_share_is_of_numbers_not_of_names(tmp_path: Path) -> None:
+    def said(**shapes: tuple[int, ...]) -> str:
+        url = str(tmp_path / "part.safetensors")
+        safetensors.torch.save_file({name: torch.rand(shape) for name, shape in shapes.items()}, url)
+        return str(initialise(nn.Linear(1023, 1), starting(url), 1))
+
+    assert ": 1 tensors taken, 99 % of the weights; left fresh: bias; not used: none; what it " in said(
+        weight=(1, 1023)
+    )
+    assert ": 1 tensors taken, less than 1 % of the weights; left fresh: weight;" in said(bias=(1,))
+    assert ": 2 tensors taken, 100 % of the weights; left fresh: none;" in said(weight=(1, 1023), bias=(1,))
+
+
+def test_a_convolution_of_no_channels_is_not_taken(tmp_path: Path) -> None:
+    url = str(tmp_path / "file.safetensors")
+    safetensors.torch.save_file({"weight": torch.rand(4, 0, 3, 3), "bias": torch.rand(4)}, url)
+    found = initialise(nn.Conv2d(1, 4, 3), starting(url), 1)
+    assert (found.taken, found.fresh, found.unused) == (("bias",), ("weight",), ("weight",))
+
+
+def test_what_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
+    url = str(tmp_path / "file.safetensors")
+    broken = torch.tensor([0.0, float("nan")])
+    safetensors.torch.save_file({"weight": torch.rand(2, 2), "bias": broken, "more": broken.clone()}, url)
+    with pytest.raises(ConfigError, match=f"^model.init_from: {url}: bias is NaN or infinite in places; the file may"):
+        initialise(nn.Linear(2, 2), starting(url), 1)
+
+
+def written(place: Path, header: dict[str, Any], num_bytes: int) -> str:
+    """A safetensors file that torch cannot write."""
+    about = json.dumps(header).encode()
+    url = str(place / "odd.safetensors")
+    storage.write_bytes(url, len(about).to_bytes(8, "little") + about + bytes(num_bytes))
+    return url
+
+
+def test_files_that_torch_cannot_write(tmp_path: Path) -> None:
+    bias = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    url = written(tmp_path, {"__metadata__": None, "bias": bias}, 8)
+    assert initialise(nn.Linear(2, 2), starting(url), 1).taken == ("bias",)
+    with pytest.raises(CheckpointError, match="not a checkpoint of braintum"):
+        load_model(url)
+    for kind, shape in (("F8_E8M0", [4]), ("F4", [8])):
+        url = written(tmp_path, {"bias": {"dtype": kind, "shape": shape, "data_offsets": [0, 4]}}, 4)
+        with pytest.raises(ConfigError, match=rf"cannot be read \(KeyError: '{kind}'\); the file may be damaged"):
+            initialise(nn.Linear(2, 2), starting(url), 1)
+    for about in ("no JSON", "[]", '{"trained_on": [{"data": 1}]}', '{"trained_on": 3}'):
+        url = written(tmp_path, {"__metadata__": {"braintum": about}, "bias": bias}, 8)
+        with pytest.raises(ConfigError, match="cannot be read"):
+            initialise(nn.Linear(2, 2), starting(url), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_only_floating_point_is_taken(tmp_path: Path, dtype: torch.dtype) -> None:
+    url = str(tmp_path / "file.safetensors")
+    safetensors.torch.save_file({"weight": torch.ones(2, 2, dtype=dtype), "bias": torch.rand(2)}, url)
+    assert initialise(nn.Linear(2, 2), starting(url), 1).taken == ("bias",)
+    safetensors.torch.save_file({"weight": torch.ones(2, 2, dtype=dtype)}, url)
+    with pytest.raises(ConfigError, match=r"nothing in it fits unet, .*; it has none$"):
+        initialise(nn.Linear(2, 2), starting(url), 1)
+
+
+@pytest.fixture(scope="module")
+def translators() -> dict[str, nn.Module]:
+    """Every architecture that translates published names, as small as it comes."""
+    found = {}
+    for name in architectures():
+        small = {"name": name, **model_config_class(name).SMALL}
+        network = Experiment.from_dict({"data": {"image_size": 32}, "model": small}).model.build(1, 2, 1)
+        if isinstance(network, Translates):
+            found[name] = network
+    return found
+
+
+ODD: dict[str, Callable[[Tensor], Tensor]] = {
+    "scalar": lambda x: x.new_zeros(()),
+    "flat": lambda x: x.reshape(-1),
+    "one more axis": lambda x: x[None],
+    "empty": lambda x: x.new_zeros((0, *x.shape[1:])),
+    "last axis empty": lambda x: x.new_zeros((*x.shape[:-1], 0)),
+    "integers": lambda x: torch.ones_like(x, dtype=torch.int32),
+    "another size": lambda x: x.new_zeros([n + 1 for n in x.shape]),
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_odd_tensors_are_taken_or_refused_in_one_line(
+    tmp_path: Path, translators: dict[str, nn.Module], odd: Callable[[Tensor], Tensor]
+) -> None:
+    assert {"transunet", "swin_unet", "resnet"} <= translators.keys()
+
+    def said(network: nn.Module, url: str) -> str:
+        try:
+            return str(initialise(network, starting(url), 1))
+        except ConfigError as error:
+            return str(error)
+
+    url = str(tmp_path / "odd.safetensors")
+    for network in translators.values():
+        own = network.state_dict()
+        names = {**own, **{name.removeprefix("encoder."): value for name, value in own.items()}}  # published ones too
+        for part in (
+            "",
+            "pos_embed",
+            "relative_position_bias_table",
+            "patch_embed",
+            "norm",
+        ):  # the rest as it should be
+            file = {name: (odd(value) if part in name else value).clone() for name, value in names.items()}
+            safetensors.torch.save_file(file, url)
+            text = said(network, url)
+            assert text.startswith(f"model.init_from: {url}: ")
+            assert "\n" not in text
+
+
 def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     def refused(url: str, says: str) -> None:
         with pytest.raises(ConfigError, match=f"^model.init_from: {url}: {says}"):
@@ -262,7 +378,8 @@ def test_a_classifier_begins_with_a_unets_encoder_and_resumes_without_the_file(
     assert all(name.startswith("dense.") for name in found["fresh"])
     counts = storage.read_json(f"{stopped.out}/summary.json")["init_from"]
     assert counts == {
-        "url": url, "sha256": found["sha256"], "taken": len(found["taken"]), "fresh": 4, "unused": len(found["unused"])
+        "url": url, "sha256": found["sha256"], "taken": len(found["taken"]), "fresh": 4, "unused": len(found["unused"]),
+        "share": found["share"], "trained_on": [None],
     }  # fmt: skip
 
 
@@ -294,14 +411,16 @@ def test_every_fold_of_a_trial_begins_there(tiny_phantom: str, table: SliceTable
 
 
 def _begin(rank: int, port: int, data: str, folder: str) -> None:
-    """What a rank begins with, of a file that both see and of one that only rank 0 has in its memory."""
+    """What a rank begins with: of a file that both see, one that only rank 0 has, and one that is odd at rank 1."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     url = f"{folder}/model.safetensors"
     if rank == 0:
         fsspec.filesystem("memory").pipe("memory://model.safetensors", storage.read_bytes(url))
+    odd = url if rank == 0 else written(Path(folder), {"w": {"dtype": "F4", "shape": [8], "data_offsets": [0, 4]}}, 4)
+    fsspec.filesystem("memory").pipe("memory://odd.safetensors", storage.read_bytes(odd))
     said = []
-    for place in (url, "memory://model.safetensors"):
+    for place in (url, "memory://model.safetensors", "memory://odd.safetensors"):
         experiment = experiment_of("unet", model__init_from=place)
         table = load_table(data, experiment.data)
         fit = Fit(experiment, table, table_rows(table), rank=rank, world_size=2)
@@ -321,7 +440,9 @@ def test_all_workers_begin_alike_or_none(tiny_phantom: str, tmp_path: Path) -> N
     for rank in range(2):
         assert_begun(safetensors.torch.load_file(tmp_path / f"began-{rank}.safetensors"), weights, "")
         assert storage.read_json(f"{tmp_path}/said-{rank}.json") == [
-            "model.init_from: memory://model.safetensors: no such file"
+            "model.init_from: memory://model.safetensors: no such file",
+            "model.init_from: memory://odd.safetensors: cannot be read (KeyError: 'F4'); the file may be damaged, "
+            "or of another kind of network; use another one",
         ]
 
 
@@ -340,4 +461,5 @@ def test_a_training_says_what_it_takes(
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("model.init_from: ")]
     assert len(lines) == 1
     taken = summary["init_from"]["taken"]
-    assert f"{taken} tensors taken; left fresh: classifier.1.weight, classifier.1.bias; not used: none" in lines[0]
+    assert f"{taken} tensors taken, 98 % of the weights; left fresh: classifier.1.weight, class" in lines[0]
+    assert lines[0].endswith("classifier.1.bias; not used: none; what it was trained on is not known")
