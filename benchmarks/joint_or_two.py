@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from braintum import storage
 from braintum.config import Experiment
-from braintum.data.images import Box, box_around
+from braintum.data.images import Box, box_around, largest_piece
 from braintum.data.table import read_images
 from braintum.data.view import view
 from braintum.evaluation.cascade import as_one
@@ -75,7 +75,7 @@ class Deployed:
         mask_HW: NDArray[np.bool_] = (mask[0, 0] > 0).numpy()
         for classifier in second:
             margin = classifier.experiment.data.margin
-            box = box_around(mask_HW, margin) if self.crops else None
+            box = box_around(largest_piece(mask_HW), margin) if self.crops else None
             _, classes = self._logits(classifier, image_CHW, box)
         return mask_HW, classes[0].double().softmax(0).numpy()
 

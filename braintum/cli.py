@@ -162,6 +162,8 @@ def cascade(
         of_part[part].append(assignment)
     stages = {}
     for part, config in (("segmenter", segmenter), ("classifier", classifier)):
+        if config is None and not any(setting.partition("=")[0].strip() == "model.name" for setting in of_part[part]):
+            raise ConfigError(f"--{part}: missing; give a configuration, or at least --set {part}.model.name=NAME")
         try:
             crop = ["data.region=crop"] if part == "classifier" and sees_whole(config) else []
             stages[part] = experiment_of(config, [*crop, *of_part[part]])
@@ -236,25 +238,30 @@ def models(
         raise ConfigError(f"--size {size}: has no effect without --benchmark; leave it out")
     from braintum.console import print_models
 
-    experiments = {name: Experiment.load(None, {"model.name": name}) for name in names or architectures()}
     listing = {
-        name: {
-            "tasks": sorted(experiment.model.tasks),
-            "options": {
-                field: {"default": getattr(experiment.model, field), "description": info.description or ""}
-                for field, info in model_config_class(name).model_fields.items()
-                if field != "name"
-            },
-        }
-        for name, experiment in experiments.items()
+        name: _CASCADE if name == "cascade" else _about_model(name) for name in names or [*architectures(), "cascade"]
     }
-    if not names:
-        listing["cascade"] = {
-            "tasks": ["classification", "segmentation"],
-            "options": {},
-            "composition": ["segmenter", "classifier"],
-        }
     _show(listing, as_json, print_models)
+
+
+_CASCADE: dict[str, Any] = {
+    "tasks": ["classification", "segmentation"],
+    "options": {},
+    "composition": ["segmenter", "classifier"],
+}
+
+
+def _about_model(name: str) -> dict[str, Any]:
+    """An architecture's tasks and options."""
+    model = Experiment.load(None, {"model.name": name}).model
+    return {
+        "tasks": sorted(model.tasks),
+        "options": {
+            field: {"default": getattr(model, field), "description": info.description or ""}
+            for field, info in model_config_class(name).model_fields.items()
+            if field != "name"
+        },
+    }
 
 
 def _benchmark(names: list[str], side: int, as_json: bool) -> None:

@@ -29,8 +29,9 @@ class Data(Part):
 
     `region` is what a classifier sees of a slice, by its true mask (BrainTumNet compares the first three, table 2 and
     figure 7). `whole`: all. `tumour`, `oedema`: the region alone; every other pixel is as dark as the slice's darkest,
-    and a slice without a mask, or on which no pixel of the region is left at `image_size`, is left out. `crop`: the
-    square around the tumour, cut out of the source's own pixels; the whole slice where there is no tumour or no mask.
+    and a slice without a mask, or on which no pixel of the region is left at `image_size`, is neither trained on nor
+    scored. `crop`: the square around the tumour, cut out of the source's own pixels; the whole slice where there is no
+    tumour or no mask. Folds are those of `whole`, so that regions compare.
     """
 
     image_size: int = Field(256, ge=16, le=2048, description="height and width that slices are resized to, pixels")

@@ -108,7 +108,6 @@ def test_a_command_line_that_cannot_be_read(capfd: pytest.CaptureFixture[str], c
         (["--set", "classifier.model.name=unet"], "classifier: fast: data.region: 'crop' would show unet what it has"),
         (["--set", "classifier.loss.segmentation=dice"], "classifier: --set loss.segmentation: has no effect"),
         (["--set", "classifier.data.region=whole"], "classifier: data.region: 'whole': a cascade's classifier sees"),
-        (["--set", "segmenter.data.classes=[glioma, meningioma]"], "data.classes: not the segmenter's, so that folds"),
     ],
 )
 def test_two_parts_that_make_no_cascade(
@@ -117,6 +116,20 @@ def test_two_parts_that_make_no_cascade(
     command = ["cascade", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--segmenter", "fast"]
     refused(capfd, [*command, "--classifier", "fast", "--set", "classifier.model.name=classifier", *more], says)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--classifier", "fast"], "--segmenter: missing; give a configuration, or at least --set segmenter.model.nam"),
+        (["--segmenter", "fast", "--set", "classifier.model.width=8"], "--classifier: missing; give a configuration"),
+        (["--set", "segmenter.model.name=unet", "--set", "classifier.model.name=classifier"], "no card.json"),
+    ],
+)
+def test_a_cascade_without_one_of_its_parts(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, more: list[str], says: str
+) -> None:
+    refused(capfd, ["cascade", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out"), *more], says)
 
 
 @pytest.mark.parametrize(
@@ -252,6 +265,11 @@ def test_models_and_schema_are_for_programs_too(capfd: pytest.CaptureFixture[str
     assert "cascade: classification and segmentation, by any segmenter, then any classifier" in shown
     assert main(["models", "classifier", "--json"]) == 0
     assert json.loads(capfd.readouterr().out) == {"classifier": listing["classifier"]}
+    assert main(["models", "cascade", "unet", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == {name: listing[name] for name in ("cascade", "unet")}
+    command = "'cascade' is not an architecture, but a command of its own: braintum cascade --help; known: attention_u"
+    refused(capfd, ["models", "cascade", "--benchmark"], command)
+    refused(capfd, ["train", "--data", "x", "--out", "y", "--set", "model.name=cascade"], command)
     refused(capfd, ["models", "--size", "64"], "--size 64: has no effect without --benchmark")
     for flags in ([], ["--benchmark"]):
         refused(capfd, ["models", "vgg", *flags], "'vgg' is not an architecture; known: attention_unet")

@@ -1,7 +1,8 @@
 """Who is trained on and who is held out. Pure numpy and scikit-learn; nothing here sees a pixel.
 
 Splits are stratified by label and never cut a group (a case, a source fold, a slice: whatever the dataset says).
-Rows of the source fold "test" are in no fold and in no training part.
+Rows of the source fold "test" are in no fold and in no training part. Rows that show nothing of `data.region`
+(`shown_R`) are shared out like all others, so that a slice's fold is the same whatever the region, and then left out.
 
 Shapes: R rows of the table, G groups, N strata (classes, and one more for rows without label).
 """
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from braintum.data.schema import TEST, DataError
+from braintum.data.schema import MASKS, TEST, DataError
 from braintum.data.table import SliceTable
 
 DEFAULT_FOLDS = 5
@@ -25,14 +26,14 @@ Rows = NDArray[np.int64]
 
 
 class Split(NamedTuple):
-    """Row indices, ascending. `held_out` is scored once, at the end of a run."""
+    """Row indices, ascending, of slices that show something. `held_out` is scored once, at the end of a run."""
 
     train: Rows
     held_out: Rows
 
 
 def held_out_folds(table: SliceTable, folds: int | None, seed: int) -> dict[str, Rows]:
-    """Fold name → held-out rows.
+    """Fold name → held-out rows, of those that show something.
 
     The source's folds where it has two or more besides "test" (`folds` then keeps the first that many, by name);
     else `folds` (default 5) parts named "1", "2", ..., stratified by label and cut by group. Raises DataError for a
@@ -61,6 +62,7 @@ def held_out_folds(table: SliceTable, folds: int | None, seed: int) -> dict[str,
             raise DataError(f"folds: {count}: too few {name} ({smallest[scarce + 1]}); use fewer folds")
         parts = cutter.split(rows, table.label_R[rows], groups_R)
         held_out = {str(k): rows[part] for k, (_, part) in enumerate(parts, start=1)}
+    held_out = {name: _shown(table, part) for name, part in held_out.items()}
     for name, part in held_out.items():
         _refuse_missing_class(table, part, f"fold {name}", "choose other classes or folds")
     return held_out
@@ -79,7 +81,7 @@ def split(table: SliceTable, fold: str | None, folds: int | None, seed: int) -> 
     known = held_out_folds(table, folds, seed)
     if fold not in known:
         raise DataError(f"fold: {fold!r} is not a fold of the data; known: {', '.join(known)}")
-    train = np.setdiff1d(rows, known[fold])
+    train = np.setdiff1d(_shown(table, rows), known[fold])
     _refuse_missing_class(table, train, f"the training part of fold {fold}", "choose other classes or folds")
     return Split(train, known[fold])
 
@@ -87,10 +89,23 @@ def split(table: SliceTable, fold: str | None, folds: int | None, seed: int) -> 
 def validation_split(table: SliceTable, train_rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
     """Cuts a training part into rows to fit and rows that choices inside a run may see.
 
-    Stratified and cut by group: about `fraction` of the slices, or a whole fold where groups are folds. Raises
-    DataError where that leaves a part without a class.
+    Stratified and cut by group: about `fraction` of the slices, or a whole fold where groups are folds. What groups of
+    the training part have beside the rows that show something is cut with them, and left out after. Raises DataError
+    where that leaves a part without a class.
     """
-    return _cut(table, np.sort(train_rows), fraction, seed, "the validation part")
+    groups = {table.group_R[row] for row in train_rows}
+    hidden = [row for row in _not_test(table) if not table.shown_R[row] and table.group_R[row] in groups]
+    rows = np.union1d(train_rows, np.array(hidden, np.int64))
+    return _cut(table, rows, fraction, seed, "the validation part")
+
+
+def region_counts(table: SliceTable, region: str) -> dict[str, int]:
+    """Of the slices outside of the source's test set, how many there are (`slices`) and show the region (`shown`).
+
+    Nothing for `whole` and `crop`, which every slice shows.
+    """
+    rows = _not_test(table)
+    return {"shown": len(_shown(table, rows)), "slices": len(rows)} if region in MASKS else {}
 
 
 def _source_folds(table: SliceTable) -> list[str]:
@@ -110,11 +125,16 @@ def _not_test(table: SliceTable) -> Rows:
     return np.array([row for row, fold in enumerate(table.source_fold_R) if fold != TEST], np.int64)
 
 
+def _shown(table: SliceTable, rows: Rows) -> Rows:
+    return rows[table.shown_R[rows]]
+
+
 def _cut(table: SliceTable, rows: Rows, fraction: float, seed: int, part_name: str) -> tuple[Rows, Rows]:
     """(rest, part): whole groups, drawn so that the part holds about `fraction` of every class, and of the masks.
 
     Groups are visited in a random order and join the part where that brings its shares closer to `fraction`. With a
     few large groups (folds) that is one whole group. Where two groups have slices with tumour, both sides get some.
+    Rows that show nothing of the region count for that, and then are in neither.
     """
     groups, group_R = np.unique(np.array(table.group_R, object)[rows].astype(str), return_inverse=True)
     if len(groups) < 2:
@@ -151,8 +171,8 @@ def _cut(table: SliceTable, rows: Rows, fraction: float, seed: int, part_name: s
         if len(holders) > 1 and (chosen_G[holders].all() or not chosen_G[holders].any()):
             chosen_G = min((flipped(group) for group in holders), key=distance)
 
-    part, rest = rows[chosen_G[group_R]], rows[~chosen_G[group_R]]
-    labels = np.unique(table.label_R[rows])
+    part, rest = (_shown(table, rows[side_R]) for side_R in (chosen_G[group_R], ~chosen_G[group_R]))
+    labels = np.unique(table.label_R[_shown(table, rows)])
     hint = "each class needs two or more groups on both sides: use more data, fewer classes or another seed"
     _refuse_missing_class(table, part, part_name, hint, labels)
     _refuse_missing_class(table, rest, f"what {part_name} leaves to train on", hint, labels)
@@ -177,4 +197,5 @@ def _refuse_missing_class(
         labels = np.arange(len(table.classes)) if (table.label_R >= 0).any() else np.empty(0, np.int64)
     missing = sorted(set(labels[labels >= 0].tolist()) - set(table.label_R[rows].tolist()))
     if missing:
-        raise DataError(f"{where} has no slice of class {table.classes[missing[0]]!r}; {hint}")
+        shows = "" if table.shown_R.all() else " that shows data.region"
+        raise DataError(f"{where} has no slice of class {table.classes[missing[0]]!r}{shows}; {hint}")

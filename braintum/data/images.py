@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 from scipy.fft import dctn
 
 Box = tuple[slice, slice]
@@ -68,6 +69,15 @@ def box_around(mask_HW: NDArray[np.bool_], margin: float) -> Box:
         start = int(np.clip((span[0] + span[-1] + 1 - length) // 2, 0, size - length))
         box.append(slice(start, start + length))
     return box[0], box[1]
+
+
+def largest_piece(mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest connected part (corners connect), the first of equal ones; an empty mask as it is."""
+    piece_HW, count = ndimage.label(mask_HW, structure=np.ones((3, 3)))
+    if not count:
+        return mask_HW
+    largest_HW: NDArray[np.bool_] = piece_HW == np.bincount(piece_HW[mask_HW]).argmax()
+    return largest_HW
 
 
 def pack_mask(mask_HW: NDArray[np.bool_]) -> bytes:

@@ -25,7 +25,9 @@ class Slices:
     """Rows of a dataset as `data.region` shows them, decoded and resized. The order is the dataset's.
 
     image_RCHW: uint8 as stored, or float16 in [0, 1] (min-max per slice and channel) for 16-bit sources.
-    mask_RHW: uint8 label map, zero where has_mask_R is false. has_tumour_R: whether it has a pixel of tumour.
+    mask_RHW: uint8 label map, zero where has_mask_R is false. has_tumour_R: whether the slice, cut or not, has a
+    pixel of tumour at image_size. shown_R: false where `data.region` leaves no pixel of it: such rows are there so that
+    folds are the same whatever the region, and are neither trained on nor scored (`braintum.data.folds`).
     label_R: int64 index into the classes, -1 for none. low_RC, high_RC: float32, least and greatest value of
     image_RCHW, before pixels outside of a region were hidden. spacing_R2: float32, y and x in mm of the original
     pixels, NaN where unknown. native_tumour: uint8, the tumours at the source's own size, packed (`pack_mask`), one
@@ -36,6 +38,7 @@ class Slices:
     mask_RHW: NDArray[np.uint8]
     has_mask_R: NDArray[np.bool_]
     has_tumour_R: NDArray[np.bool_]
+    shown_R: NDArray[np.bool_]
     label_R: NDArray[np.int64]
     low_RC: NDArray[np.float32]
     high_RC: NDArray[np.float32]
@@ -90,13 +93,22 @@ def class_index(card: Card, data: Data, url: str) -> dict[str, int]:
     if region != "whole" and not (card.num_masks and region in card.masks):
         masks = f"its masks: {', '.join(card.masks)}" if card.num_masks else "it has no masks"
         raise DataError(f"data.region: {data.region!r} needs a mask of the {region}, which {url} lacks; {masks}")
-    classes = data.classes if data.classes is not None else {label: (label,) for label in card.classes}
+    classes = _classes(card, data)
     index = {label: i for i, labels in enumerate(classes.values()) for label in labels}
     for label in index:
         if label not in card.classes:
             known = ", ".join(card.classes) or "none"
             raise DataError(f"data.classes: {label!r} is no label of {url}; its labels: {known}")
     return index
+
+
+def class_names(card: Card, data: Data) -> tuple[str, ...]:
+    """The classes, in the order of their indices."""
+    return tuple(_classes(card, data))
+
+
+def _classes(card: Card, data: Data) -> Mapping[str, tuple[str, ...]]:
+    return data.classes if data.classes is not None else {label: (label,) for label in card.classes}
 
 
 def decode_shard(
@@ -109,7 +121,7 @@ def decode_shard(
 ) -> Slices:
     """The rows of one shard that `data` selects: those whose label is in `index`, and those with a mask alone.
 
-    Of a region, those that show any of it. `boxes`: see `load_table`.
+    `boxes`: see `load_table`.
     """
     rows = read_shard(url, shard)
     label_R: list[str | None] = rows["label"].to_pylist()
@@ -151,7 +163,8 @@ def decode_shard(
         image_RCHW=image_RCHW,
         mask_RHW=mask_RHW,
         has_mask_R=has_mask_R[kept],
-        has_tumour_R=(mask_RHW == TUMOUR).any(axis=(1, 2)),
+        has_tumour_R=np.array([found.has_tumour for found in views.values()], bool),
+        shown_R=np.array([found.shown for found in views.values()], bool),
         label_R=np.array([-1 if label is None else index[label] for label in column("label")], np.int64),
         low_RC=np.array([found.low_C for found in views.values()], np.float32).reshape(-1, card.channels),
         high_RC=np.array([found.high_C for found in views.values()], np.float32).reshape(-1, card.channels),
@@ -168,11 +181,11 @@ def decode_shard(
 def assemble(card: Card, data: Data, url: str, parts: Iterable[Slices]) -> SliceTable:
     """One contiguous table of the shards' rows, in order.
 
-    Raises DataError when no rows are left, or none of a class because they do not show the region.
+    Raises DataError when no rows are left, or none that show the region, of a class or at all.
     """
     parts = [part for part in parts if len(part)]
     regional = data.region in MASKS
-    if not parts:
+    if not any(part.shown_R.any() for part in parts):
         shows = f" that shows {data.region} at {data.image_size} pixels" if regional else ""
         raise DataError(f"{url}: no slice{shows} has one of the labels in data.classes, or a mask")
     joined: dict[str, Any] = {}
@@ -180,8 +193,8 @@ def assemble(card: Card, data: Data, url: str, parts: Iterable[Slices]) -> Slice
         columns = [getattr(part, field.name) for part in parts]
         is_array = isinstance(columns[0], np.ndarray)
         joined[field.name] = np.concatenate(columns) if is_array else [value for c in columns for value in c]
-    classes = tuple(data.classes if data.classes is not None else card.classes)
-    unseen = [name for i, name in enumerate(classes) if i not in joined["label_R"]]
+    classes = class_names(card, data)
+    unseen = [name for i, name in enumerate(classes) if i not in joined["label_R"][joined["shown_R"]]]
     if regional and unseen:
         raise DataError(
             f"data.region: no slice of class {unseen[0]!r} shows {data.region} at {data.image_size} pixels; "

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from braintum.data.images import Box, resize_image, resize_mask
-from braintum.data.schema import MASKS
+from braintum.data.schema import MASKS, TUMOUR
 from braintum.parts import Data
 
 
@@ -22,24 +22,28 @@ class View(NamedTuple):
     mask_HW: NDArray[np.uint8]
     low_C: NDArray[np.float32]
     high_C: NDArray[np.float32]
+    shown: bool
+    has_tumour: bool
 
 
-def view(image_CHW: NDArray[Any], mask_HW: NDArray[np.uint8] | None, data: Data, box: Box | None = None) -> View | None:
-    """What `data` shows of a slice at the source's size, or of a `box` cut out of it; None where that is nothing."""
+def view(image_CHW: NDArray[Any], mask_HW: NDArray[np.uint8] | None, data: Data, box: Box | None = None) -> View:
+    """What `data` shows of a slice at the source's size, or of a `box` cut out of it."""
     side = data.image_size
+    mask_HW = np.zeros(image_CHW.shape[1:], np.uint8) if mask_HW is None else mask_HW
+    seen_HW = whole_HW = resize_mask(mask_HW, side, side)
     if box is not None:
-        image_CHW, mask_HW = image_CHW[:, *box], None if mask_HW is None else mask_HW[box]
+        image_CHW, seen_HW = image_CHW[:, *box], resize_mask(mask_HW[box], side, side)
     image_CHW = resize_image(image_CHW, side, side)
     if image_CHW.dtype != np.uint8:
         image_CHW = _min_max(image_CHW)
     low_C, high_C = image_CHW.min(axis=(1, 2)), image_CHW.max(axis=(1, 2))
-    mask_HW = np.zeros((side, side), np.uint8) if mask_HW is None else resize_mask(mask_HW, side, side)
+    shown = True
     if data.region in MASKS:
-        hidden_HW = mask_HW != MASKS.index(data.region) + 1
-        if hidden_HW.all():
-            return None
+        hidden_HW = seen_HW != MASKS.index(data.region) + 1
         image_CHW = np.where(hidden_HW, low_C[:, None, None], image_CHW)
-    return View(image_CHW, mask_HW, low_C.astype(np.float32), high_C.astype(np.float32))
+        shown = not hidden_HW.all()
+    has_tumour = bool((whole_HW == TUMOUR).any())
+    return View(image_CHW, seen_HW, low_C.astype(np.float32), high_C.astype(np.float32), shown, has_tumour)
 
 
 def _min_max(image_CHW: NDArray[np.uint16]) -> NDArray[np.float16]:

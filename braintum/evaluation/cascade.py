@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from braintum.config import Experiment
-from braintum.data.images import box_around
+from braintum.data.images import box_around, largest_piece
 from braintum.data.schema import DataError
 from braintum.data.table import load_table
 from braintum.evaluation.predict import both_right, decode_mask, prediction_table
@@ -33,13 +33,14 @@ def classified_crops(
 ) -> pa.Table:
     """The classifier's prediction table of the crops that a segmenter's predictions lead to.
 
-    `masks`: the segmenter's prediction table. A crop is the square around all that it found, with the margin of the
-    classifier's `experiment`, cut out of the slice as it is stored: as in training, but for whose mask it is.
+    `masks`: the segmenter's prediction table. A crop is the square around the largest piece of what it found, with the
+    margin of the classifier's `experiment`, cut out of the slice as it is stored. A choice: in training the square
+    holds all true tumours, but around all that a segmenter draws one false pixel far off would show most of the slice.
     """
     margin = experiment.data.margin
     assert margin is not None, "a classifier of crops has data.region crop"
     found = zip(masks["slice_id"].to_pylist(), masks["mask_png"].to_pylist(), strict=True)
-    boxes = {slice_id: box_around(decode_mask(png), margin) for slice_id, png in found}
+    boxes = {slice_id: box_around(largest_piece(decode_mask(png)), margin) for slice_id, png in found}
     crops = load_table(data_url, experiment.data, boxes)
     return prediction_table(
         classifier, experiment, crops, np.arange(len(crops)), fold=fold, device=device, autocast_dtype=autocast_dtype

@@ -146,7 +146,8 @@ def load_entry_points() -> None:
 def _unknown(name: str) -> str:
     if name in _BROKEN:
         return f"{name!r}: {_BROKEN[name]}"
-    return f"{name!r} is not an architecture; known: {', '.join(architectures())}"
+    command = ", but a command of its own: braintum cascade --help" if name == "cascade" else ""
+    return f"{name!r} is not an architecture{command}; known: {', '.join(architectures())}"
 
 
 def architectures() -> list[str]:

@@ -156,6 +156,9 @@ def _facts(results: Results) -> dict[str, str]:
     if cases:
         facts["scored"] += f", of {cases['cases']:,} cases"
     facts["held out"] = _held_out(entry, card)
+    regions = _regions(results)
+    if regions:
+        facts["seen of a slice"] = regions
     if results.study and results.study.trials:
         facts["trials"] = str(len(results.study.trials))
     spent = {
@@ -194,6 +197,21 @@ def _held_out(entry: Entry, card: Card | None) -> str:
     groups = len(set(entry.predictions["group"].to_pylist()))
     share = f", {100 * len(entry.predictions) / card.num_slices:.0f} % of the slices" if card else ""
     return f"{groups:,} whole group{'s' if groups > 1 else ''}{share}"
+
+
+def _regions(results: Results) -> str:
+    """What the classifiers see of a slice, and how many slices show it; nothing where that is all of every slice."""
+    region_of = {
+        entry.name: entry.about["experiment"].get("data", {}).get("region", "whole") for entry in results.entries
+    }
+    found = set(region_of.values())
+    if found == {"whole"}:
+        return ""
+    if len(found) > 1:
+        return ", ".join(f"{name}: {region}" for name, region in region_of.items())
+    shown = results.summary.get("data", {})
+    counts = f", on {shown['shown']:,} of {shown['slices']:,} slices" if "shown" in shown else ""
+    return f"{found.pop()}{counts}"
 
 
 def _duration(seconds: float) -> str:

@@ -18,16 +18,20 @@ import torch
 
 from braintum import storage
 from braintum.config import Experiment, digest_of
+from braintum.data.shards import read_card
 from braintum.data.shared import share_table
-from braintum.data.table import SliceTable
+from braintum.data.table import SliceTable, class_index, class_names
 from braintum.evaluation.cascade import NAME, as_one, classified_crops
 from braintum.settings import ConfigError
 from braintum.training.checkpoint import MODEL, load_model
 from braintum.training.crossval import crossval, fold_specs, leave_results, outcome
 from braintum.training.device import autocast_dtype, keep_freed_memory, memory_format, pick_device
 from braintum.training.progress import Progress
-from braintum.training.run import RunSpec, about_run, prepare_out, refuse_at_once
+from braintum.training.run import RunSpec, about_run, prepare_out, refuse_at_once, say_start_of
 from braintum.training.worker import MAX_FAILURES, connect, cpus_per_worker, gpus_for, refuse_unplaceable
+
+OF_PART = ("experiment", "architecture", "metrics", "over_folds", "slices_per_second")
+"""What a cascade's summary says of each part by itself."""
 
 
 def cascade(
@@ -55,6 +59,7 @@ def cascade(
         for part, experiment in parts.items()
     }
     refuse_at_once(whole.data_url, whole.out, resume=resume)
+    _refuse_other_classes(segmenter, classifier, whole.data_url)
     connect(progress)
     for experiment in parts.values():
         refuse_unplaceable(workers, experiment.training.device)
@@ -62,6 +67,8 @@ def cascade(
     tables: dict[str, SliceTable] = {part: ray.get(reference) for part, reference in shared.items()}
     specs = {part: fold_specs(spec, tables[part], workers) for part, spec in of_part.items()}
     settings = {"model": {"name": NAME}, **{part: spec.experiment for part, spec in of_part.items()}}
+    for part in parts:
+        say_start_of(specs[part], tables[part], progress)
     prepare_out(whole.out, about_run(replace(whole, experiment=settings), tables["segmenter"].digest), resume=resume)
     if not storage.exists(storage.join(whole.out, "summary.json")):
         results = {}
@@ -79,10 +86,8 @@ def cascade(
         about = {
             "experiment": digest,
             "architecture": NAME,
-            "parts": {
-                part: {key: result[key] for key in ("experiment", "architecture", "metrics", "over_folds")}
-                for part, result in results.items()
-            },
+            "data": {"url": whole.data_url, "digest": tables["segmenter"].digest},
+            "parts": {part: {key: result[key] for key in OF_PART} for part, result in results.items()},
         }
         leave_results(whole.out, [*specs["segmenter"], *specs["classifier"]], about, predictions)
     summary: dict[str, Any] = storage.read_json(storage.join(whole.out, "summary.json"))
@@ -90,7 +95,7 @@ def cascade(
 
 
 def refuse_parts(segmenter: Experiment, classifier: Experiment) -> None:
-    """Raises ConfigError where the two are no segmenter and classifier of crops of the same slices."""
+    """Raises ConfigError where the two are no segmenter and classifier of crops."""
     for part, experiment, task in (
         ("segmenter", segmenter, "segmentation"),
         ("classifier", classifier, "classification"),
@@ -103,7 +108,14 @@ def refuse_parts(segmenter: Experiment, classifier: Experiment) -> None:
             f"classifier: data.region: {classifier.data.region!r}: a cascade's classifier sees crops around what its "
             "segmenter finds; set it to crop"
         )
-    ours, theirs = (list((experiment.data.classes or {}).items()) for experiment in (segmenter, classifier))
+
+
+def _refuse_other_classes(segmenter: Experiment, classifier: Experiment, data_url: str) -> None:
+    """Raises ConfigError where the two do not make the same classes of the dataset's labels, in the same order."""
+    card = read_card(data_url)
+    ours, theirs = (
+        (class_names(card, part.data), class_index(card, part.data, data_url)) for part in (segmenter, classifier)
+    )
     if ours != theirs:
         raise ConfigError(
             "classifier: data.classes: not the segmenter's, so that folds would differ, and one part learn from what "

@@ -14,7 +14,7 @@ import torch
 
 from braintum import storage
 from braintum.config import Experiment
-from braintum.data.folds import held_out_folds
+from braintum.data.folds import held_out_folds, region_counts
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
 from braintum.evaluation.summary import summarise
@@ -40,6 +40,7 @@ from braintum.training.worker import (
     cpus_per_worker,
     gpus_for,
     refuse_unplaceable,
+    say_region,
     show_epoch,
     shown,
     train_on_workers,
@@ -73,11 +74,22 @@ def crossval(
     table_ref = table_ref or share_table(whole.data_url, experiment.data)
     table: SliceTable = ray.get(table_ref)
     specs = fold_specs(whole, table, workers)
+    say_region(experiment, table, progress)
     say_start_of(specs, table, progress)
     prepare_out(whole.out, about_run(whole, table.digest), resume=resume)
     if not storage.exists(storage.join(whole.out, "summary.json")):
         _train_folds(specs, table_ref, table.digest, workers, at_once or len(specs), progress)
-        about = {"experiment": experiment.digest, "architecture": experiment.model.name}
+        speeds = [run["slices_per_second"] for run in _summaries(specs)]
+        about = {
+            "experiment": experiment.digest,
+            "architecture": experiment.model.name,
+            "data": {
+                "url": whole.data_url,
+                "digest": table.digest,
+                **region_counts(table, experiment.data.region),
+            },
+            "slices_per_second": sum(speeds) / len(speeds),
+        }
         leave_results(whole.out, specs, about)
     summary: dict[str, Any] = storage.read_json(storage.join(whole.out, "summary.json"))
     return summary
@@ -185,12 +197,17 @@ def _refuse_other_starts(specs: list[RunSpec], runs: list[dict[str, Any]]) -> No
                 )
 
 
+def _summaries(specs: list[RunSpec]) -> list[dict[str, Any]]:
+    return [storage.read_json(storage.join(spec.out, "summary.json")) for spec in specs]
+
+
 def leave_results(out: str, specs: list[RunSpec], about: dict[str, Any], predictions: pa.Table | None = None) -> None:
     """Writes what finished runs make together: their history, predictions (theirs unless given) and a summary.
 
-    `about` begins the summary. Raises ConfigError where runs of one Experiment began with different weights.
+    `about` begins the summary: what they are, and their data. Raises ConfigError where runs of one Experiment began
+    with different weights.
     """
-    runs = [storage.read_json(storage.join(spec.out, "summary.json")) for spec in specs]
+    runs = _summaries(specs)
     _refuse_other_starts(specs, runs)
     predictions = _joined(specs, "predictions.parquet") if predictions is None else predictions
     storage.write_table(storage.join(out, "history.parquet"), _joined(specs, "history.parquet"))
@@ -199,8 +216,6 @@ def leave_results(out: str, specs: list[RunSpec], about: dict[str, Any], predict
         **about,
         **summarise(predictions),
         "seconds": sum(run["seconds"] for run in runs),
-        "slices_per_second": sum(run["slices_per_second"] for run in runs) / len(runs),
-        "data": {**runs[0]["data"], "url": specs[0].data_url},
         "versions": runs[0]["versions"],
     }
     storage.write_json(storage.join(out, "summary.json"), summary)

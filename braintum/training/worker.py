@@ -31,6 +31,7 @@ from ray.util.queue import Queue
 
 from braintum import storage
 from braintum.config import Experiment
+from braintum.data.folds import region_counts
 from braintum.data.schema import DataError
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
@@ -234,6 +235,7 @@ def train(
     table_ref = share_table(spec.data_url, experiment.data)
     table: SliceTable = ray.get(table_ref)
     refuse_unusable(spec, table, workers)
+    say_region(experiment, table, progress)
     say_start_of([spec], table, progress)
     prepare_out(spec.out, about_run(spec, table.digest), resume=resume)
     summary_url = storage.join(spec.out, "summary.json")
@@ -247,6 +249,13 @@ def train(
         progress.update(name, state="complete")
     summary: dict[str, Any] = storage.read_json(summary_url)
     return summary
+
+
+def say_region(experiment: Experiment, table: SliceTable, progress: Progress) -> None:
+    """Says how many slices show the region, where not every slice does by itself."""
+    counts = region_counts(table, experiment.data.region)
+    if counts:
+        progress.say(f"{counts['shown']:,} of {counts['slices']:,} slices show {experiment.data.region}")
 
 
 def train_on_workers(

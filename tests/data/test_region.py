@@ -10,9 +10,11 @@ from example_rows import SIZE, make_row
 from numpy.typing import NDArray
 
 from braintum.data.batches import ordered_batches
-from braintum.data.images import box_around, resize_image
+from braintum.data.folds import held_out_folds, region_counts, split, validation_split
+from braintum.data.images import box_around, largest_piece, resize_image
 from braintum.data.schema import DataError
-from braintum.data.table import load_table
+from braintum.data.shards import write_dataset
+from braintum.data.table import SliceTable, load_table
 from braintum.parts import Data
 
 MASK = np.zeros((SIZE, SIZE), np.uint8)
@@ -54,6 +56,14 @@ def test_a_box_is_the_square_around_a_mask(
     assert (rows.start, rows.stop, columns.start, columns.stop) == box
 
 
+def test_the_largest_piece_of_a_mask() -> None:
+    small, large, touching = square(0, 1, 0, 1), square(8, 12, 10, 18), square(12, 14, 18, 20)
+    np.testing.assert_array_equal(largest_piece(small | large), large)
+    np.testing.assert_array_equal(largest_piece(small | large | touching), large | touching)  # by a corner
+    np.testing.assert_array_equal(largest_piece(small | square(5, 6, 5, 6)), small)  # the first of two as large
+    assert not largest_piece(square(0, 0, 0, 0)).any()
+
+
 def test_a_box_holds_the_whole_mask() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
@@ -71,16 +81,15 @@ def test_pixels_outside_of_the_region_are_black_and_those_inside_as_in_the_whole
     rows[4] = make_row("more", "b", mask_HW=MASK, image_CHW=rows[4].image_CHW)  # so that both classes show oedema
     url, _ = write(rows)
     tables = {name: load_table(url, Data(image_size=SIZE, region=name)) for name in ("whole", region)}
-    kept = [tables["whole"].slice_id_R.index(name) for name in tables[region].slice_id_R]
+    kept = np.flatnonzero(tables[region].shown_R)
     seen, whole = (
-        next(ordered_batches(table, np.asarray(order, np.int64), 8)).image_BCHW.numpy()
-        for table, order in ((tables[region], np.arange(len(kept))), (tables["whole"], kept))
+        next(ordered_batches(table, kept, 8)).image_BCHW.numpy() for table in (tables[region], tables["whole"])
     )
     of_region = tables["whole"].mask_RHW[kept] == ("tumour", "oedema").index(region) + 1
     assert 0 < of_region.mean() < 0.2
     np.testing.assert_array_equal(seen[:, 0], np.where(of_region, whole[:, 0], 0))
-    for name in ("native_bytes_R", "low_RC", "high_RC", "mask_RHW"):
-        np.testing.assert_array_equal(getattr(tables[region], name), getattr(tables["whole"], name)[kept])
+    for name in ("slice_id_R", "native_bytes_R", "low_RC", "high_RC", "mask_RHW", "has_tumour_R"):
+        np.testing.assert_array_equal(getattr(tables[region], name), getattr(tables["whole"], name))
 
 
 def _of(dtype: str, image_CHW: NDArray[Any]) -> NDArray[Any]:
@@ -88,17 +97,87 @@ def _of(dtype: str, image_CHW: NDArray[Any]) -> NDArray[Any]:
 
 
 @pytest.mark.parametrize("region", ["tumour", "oedema"])
-def test_slices_that_show_nothing_of_the_region_are_left_out(make_table: Any, region: str) -> None:
-    table = make_table([*ROWS, make_row("more", "b", mask_HW=MASK)], region=region)
-    assert table.slice_id_R == [*SEEN[region], "more"]
-    assert table.has_mask_R.all()
+def test_slices_that_show_nothing_of_the_region_are_marked(make_table: Any, region: str) -> None:
+    table = make_table([*ROWS, make_row("more", "b", mask_HW=MASK, source_fold="test")], region=region)
+    assert table.slice_id_R == [*(row.slice_id for row in ROWS), "more"]
+    assert shown(table) == [*SEEN[region], "more"]
+    assert region_counts(table, region) == {"shown": len(SEEN[region]), "slices": len(ROWS)}
+
+
+def shown(table: SliceTable) -> list[str]:
+    return [table.slice_id_R[row] for row in np.flatnonzero(table.shown_R)]
+
+
+def test_every_slice_is_shown_whole_and_cut(write: Any) -> None:
+    url, _ = write(ROWS)
+    for region in ("whole", "crop"):
+        table = load_table(url, Data(image_size=SIZE, region=region))
+        assert table.shown_R.all()
+        assert region_counts(table, region) == {}
+
+
+@pytest.fixture(scope="module", params=["cases", "source folds"])
+def regional(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, SliceTable]:
+    """120 slices of two classes in 40 cases, half of them without oedema and some without tumour, by region."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(120):
+        mask_HW = MASK.copy()
+        if rng.random() < 0.5:
+            mask_HW[mask_HW == 2] = 0
+        if i % 9 == 0:
+            mask_HW[:] = 0
+        mask_HW[0, 0] = mask_HW[0, 0] or i % 18 == 0  # a tumour that is seen in a small crop alone
+        fold = {"source_fold": str(i // 3 % 3)} if request.param == "source folds" else {}
+        rows.append(make_row(f"s{i:03d}", "ab"[i // 3 % 2], mask_HW=mask_HW, group=f"case {i // 3}", **fold))
+    url = str(tmp_path_factory.mktemp("regional") / "set")
+    write_dataset(rows, url, name="set", provenance="drawn", licence=None)
+    return {name: load_table(url, Data(image_size=16, region=name)) for name in ("whole", "tumour", "oedema", "crop")}
+
+
+@pytest.mark.parametrize("region", ["tumour", "oedema", "crop"])
+def test_a_slices_fold_is_the_same_whatever_the_region(regional: dict[str, SliceTable], region: str) -> None:
+    whole, table = regional["whole"], regional[region]
+    left_out = set(np.flatnonzero(~table.shown_R))
+    assert len(left_out) == {"tumour": 14, "oedema": 60, "crop": 0}[region]
+
+    def same(part: Any, as_whole: Any) -> None:
+        assert part.tolist() == [row for row in as_whole if row not in left_out]
+
+    folds = held_out_folds(whole, None, seed=0)
+    for name, rows in held_out_folds(table, None, seed=0).items():
+        same(rows, folds[name])
+    for name in (None, *folds):
+        ours, theirs = split(table, name, None, seed=0), split(whole, name, None, seed=0)
+        for part, as_whole in zip(ours, theirs, strict=True):
+            same(part, as_whole)
+        if region != "oedema":  # of which some cases show nothing at all: what is left of the others is cut alone
+            for seed in range(3):
+                inner, of_whole = (
+                    validation_split(*given, 0.2, seed) for given in ((table, ours.train), (whole, theirs.train))
+                )
+                for part, as_whole in zip(inner, of_whole, strict=True):
+                    same(part, as_whole)
+
+
+def test_a_fold_without_a_slice_that_shows_the_region(write: Any) -> None:
+    rows = [
+        make_row(f"{fold}{i}", "ab"[i % 2], source_fold=fold, mask_HW=EMPTY if fold == "2" and i % 2 else MASK)
+        for fold in "123"
+        for i in range(4)
+    ]
+    url = write(rows)[0]
+    whole, table = (load_table(url, Data(image_size=SIZE, region=region)) for region in ("whole", "tumour"))
+    assert list(held_out_folds(whole, None, seed=0)) == ["1", "2", "3"]
+    with pytest.raises(DataError, match=r"fold 2 has no slice of class 'b' that shows data\.region; choose other"):
+        held_out_folds(table, None, seed=0)
 
 
 def test_what_is_too_small_to_be_left_at_the_size_trained_on_shows_nothing(write: Any) -> None:
     speck = EMPTY.copy()
     speck[0, 0] = 1
     url, _ = write([*ROWS, make_row("speck", "a", mask_HW=speck)])
-    seen = {side: load_table(url, Data(image_size=side, region="tumour")).slice_id_R for side in (SIZE, 16)}
+    seen = {side: shown(load_table(url, Data(image_size=side, region="tumour"))) for side in (SIZE, 16)}
     assert seen == {SIZE: [*SEEN["tumour"], "speck"], 16: SEEN["tumour"]}
 
 

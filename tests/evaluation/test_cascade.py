@@ -44,10 +44,11 @@ class Mean(nn.Module):
         return Output(None, torch.stack([share_B, torch.zeros_like(share_B)], dim=1))
 
 
-def image(bright: tuple[slice, slice], seed: int) -> NDArray[np.uint8]:
-    """Noise, brighter in one part."""
+def image(name: str, seed: int) -> NDArray[np.uint8]:
+    """Noise, brighter in a part or two."""
     image_CHW = np.random.default_rng(seed).integers(0, 100, (1, SIDE, SIDE), np.uint8)
-    image_CHW[:, *bright] += 150
+    for bright in (PLACES[name], *([SPECK] if name == "twice" else [])):
+        image_CHW[:, *bright] += 150
     return image_CHW
 
 
@@ -55,23 +56,24 @@ PLACES = {
     "middle": (slice(10, 16), slice(8, 18)),
     "corner": (slice(26, 32), slice(28, 32)),
     "nothing found": (slice(4, 32), slice(0, 32)),
+    "twice": (slice(10, 16), slice(8, 18)),
 }
+SPECK = slice(30, 31), slice(1, 3)
+"""Bright too in the slice that has it twice: the smaller of two, far from the other."""
 FOUND = {  # the longer side and half of it on either side, moved into the slice
     "middle": (slice(3, 23), slice(3, 23)),
     "corner": (slice(20, 32), slice(20, 32)),
     "nothing found": (slice(0, 32), slice(0, 32)),
+    "twice": (slice(3, 23), slice(3, 23)),
 }
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Three slices whose true masks say nothing about what is found: tumour at the top left."""
+    """Slices whose true masks say nothing about what is found: tumour at the top left."""
     mask_HW = np.zeros((SIDE, SIDE), np.uint8)
     mask_HW[:3, :5] = 1
-    rows = [
-        Row(name, name, image(place, seed), mask_HW, "ab"[seed % 2])
-        for seed, (name, place) in enumerate(PLACES.items())
-    ]
+    rows = [Row(name, name, image(name, seed), mask_HW, "ab"[seed % 2]) for seed, name in enumerate(PLACES)]
     url = str(tmp_path_factory.mktemp("cascade") / "set")
     write_dataset(rows, url, name="set", provenance="drawn", licence=None, shard_bytes=1)
     return url
@@ -80,7 +82,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def masks(url: str) -> pa.Table:
     table = load_table(url, SEGMENTER.data)
-    return prediction_table(Bright(), SEGMENTER, table, np.array([2, 0, 1]), fold="1", device="cpu")
+    return prediction_table(Bright(), SEGMENTER, table, np.array([2, 3, 0, 1]), fold="1", device="cpu")
 
 
 def test_the_classifier_sees_the_crop_that_was_found(url: str, masks: pa.Table) -> None:
@@ -88,7 +90,7 @@ def test_the_classifier_sees_the_crop_that_was_found(url: str, masks: pa.Table) 
     assert classes["slice_id"].to_pylist() == list(PLACES)
     for seed, row in enumerate(classes.to_pylist()):
         box = FOUND[row["slice_id"]]
-        crop_HW = resize_image(image(PLACES[row["slice_id"]], seed)[:, *box], SMALL, SMALL)[0].astype(float)
+        crop_HW = resize_image(image(row["slice_id"], seed)[:, *box], SMALL, SMALL)[0].astype(float)
         crop_HW = (crop_HW - crop_HW.min()) / (crop_HW.max() - crop_HW.min())
         logit = crop_HW.mean() + crop_HW[: SMALL // 2].mean()
         assert row["probability_a"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-5)
@@ -140,7 +142,7 @@ def test_both_right_needs_the_masks_dice_and_the_classifiers_class(
 
 
 def test_parts_that_saw_different_slices_are_not_one(masks: pa.Table) -> None:
-    with pytest.raises(DataError, match="cascade: its parts predict different slices, 3 and 2"):
+    with pytest.raises(DataError, match="cascade: its parts predict different slices, 4 and 3"):
         as_one(masks, masks.slice(1), experiment="", architecture="cascade")
 
 

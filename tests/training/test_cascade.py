@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from tiny import TINY, quiet
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from braintum.training.cascade import cascade
 from braintum.training.checkpoint import load_model
 from braintum.training.crossval import crossval
 
+LABELS = ["glioma", "meningioma", "no_tumor", "pituitary"]
 PARTS = ("segmenter", "classifier")
 FOLDS, MARGIN = 2, 0.5
 LEARNING: dict[str, Any] = {
@@ -67,9 +69,10 @@ def as_trained_on(image_CHW: NDArray[np.uint8]) -> Tensor:
 
 
 def square_around(mask_HW: NDArray[np.bool_]) -> tuple[slice, slice]:
-    y, x = np.nonzero(mask_HW)
-    if not len(y):
+    if not mask_HW.any():
         return slice(0, 32), slice(0, 32)
+    pieces, count = ndimage.label(mask_HW, np.ones((3, 3)))
+    y, x = max((np.nonzero(pieces == piece) for piece in range(1, count + 1)), key=lambda found: len(found[0]))
     side = min(math.ceil(max(np.ptp(y) + 1, np.ptp(x) + 1) * (1 + 2 * MARGIN)), 32)
     starts = [min(max((v.min() + v.max() + 1 - side) // 2, 0), 32 - side) for v in (y, x)]
     return slice(starts[0], starts[0] + side), slice(starts[1], starts[1] + side)
@@ -114,8 +117,10 @@ def test_it_leaves_what_a_cross_validation_leaves(out: Path) -> None:
     assert {"dice", "accuracy", "both_right"} <= summary["metrics"].keys()
     assert summary["metrics"]["dice"] == parts["segmenter"]["metrics"]["dice"], "the classifier has no say in it"
     for part, alone in parts.items():
-        keys = ("experiment", "architecture", "metrics", "over_folds")
+        keys = ("experiment", "architecture", "metrics", "over_folds", "slices_per_second")
         assert summary["parts"][part] == {key: alone[key] for key in keys}
+    assert "slices_per_second" not in summary, "a mean of two networks' speeds is none's"
+    assert summary["data"] == parts["segmenter"]["data"]
     assert summary["seconds"] == pytest.approx(sum(alone["seconds"] for alone in parts.values()))
     about = storage.read_json(str(out / "experiment.json"))["experiment"]
     assert Experiment.from_dict(about["segmenter"]) == SEGMENTER
@@ -145,12 +150,40 @@ def test_a_resume_reads_what_is_finished(tiny_phantom: str, tmp_path: Path, out:
     assert states == {file: file.stat().st_mtime_ns for file in again.rglob("state.pt")}, "nothing is trained again"
 
 
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_cascade_that_was_stopped_between_its_parts(
+    tiny_phantom: str, tmp_path: Path, out: Path, emptied: bool
+) -> None:
+    again = Path(shutil.copytree(out, tmp_path / "out"))
+    for file in ("summary.json", "predictions.parquet", "history.parquet"):
+        (again / file).unlink()
+    shutil.rmtree(again / "classifier")
+    if emptied:
+        (again / "classifier").mkdir()
+    states = {file: file.stat().st_mtime_ns for file in again.rglob("state.pt")}
+    summary = cascade(SEGMENTER, CLASSIFIER, tiny_phantom, str(again), folds=FOLDS, resume=True, progress=quiet())
+    timeless(summary, before := storage.read_json(str(out / "summary.json")))
+    assert summary == before
+    assert rows_of(again) == rows_of(out)
+    assert len(states) == 2
+    assert states == {file: file.stat().st_mtime_ns for file in states}, "the segmenter is not trained again"
+
+
+def timeless(*summaries: dict[str, Any]) -> None:
+    """Takes out what another training of the same does not repeat."""
+    for summary in summaries:
+        del summary["seconds"], summary["parts"]["classifier"]["slices_per_second"]
+
+
 def test_what_only_the_second_part_cannot_do_is_refused_before_the_first_is_trained(
     tiny_phantom: str, tmp_path: Path, out: Path
 ) -> None:
     merged = {"data.classes": {"any": ["glioma", "meningioma", "pituitary"], "none": ["no_tumor"]}}
     for changes, says in (
         (merged, r"classifier: data\.classes: not the segmenter's, so that folds would differ"),
+        ({"data.classes": LABELS[::-1]}, r"classifier: data\.classes: not the segmenter's"),
+        ({"model.init_from": str(tmp_path / "none.safetensors")}, r"none\.safetensors"),
+        ({"data.classes": LABELS, "training.batch_size": 1}, "leaves some of 2 workers"),  # the same classes, spelt out
         ({"training.batch_size": 1}, "leaves some of 2 workers without a slice"),
     ):
         refused = CLASSIFIER.with_overrides(changes)

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -50,6 +51,29 @@ def test_a_resumed_run_keeps_the_threads_that_it_began_with(
         torch.set_num_threads(threads)
     assert used == [1, 1]
     digests = {hashlib.sha256((tmp_path / n / "model.safetensors").read_bytes()).digest() for n in ("whole", "stopped")}
+    assert len(digests) == 1
+
+
+def test_slices_that_show_nothing_of_the_region_are_neither_trained_on_nor_scored(
+    tiny_phantom: str, tmp_path: Path
+) -> None:
+    classes = ["glioma", "meningioma", "pituitary"]
+    changes = {"data.classes": classes, "loss.class_weights": "balanced", "training.epochs": 2}
+    whole = Experiment.load(None, {"model.name": "classifier", **TINY, **changes, "model.norm": "batch"})
+    tumour = whole.with_overrides({"data.region": "tumour"})
+    whole_table, table = (load_table(tiny_phantom, experiment.data) for experiment in (whole, tumour))
+    hidden = np.arange(len(table)) % 4 == 1  # every tumour of the phantom is seen: one in four is taken away
+    table = replace(table, shown_R=table.shown_R & ~hidden)
+    image_RCHW = np.where(hidden[:, None, None, None], 255 - table.image_RCHW, table.image_RCHW)
+    digests = set()
+    for name, seen in (("as it is", table), ("changed where it is not seen", replace(table, image_RCHW=image_RCHW))):
+        spec = RunSpec.of(tumour, tiny_phantom, str(tmp_path / name), "1", 3)
+        list(run(spec, seen))
+        digests.add(hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).digest())
+        scored = storage.read_table(str(tmp_path / name / "predictions.parquet"))["slice_id"].to_pylist()
+        held_out = [row for row in spec.split(whole_table).held_out if not hidden[row]]
+        assert scored == sorted(table.slice_id_R[row] for row in held_out)
+        assert len(held_out) < len(spec.split(whole_table).held_out)
     assert len(digests) == 1
 
 

@@ -29,10 +29,12 @@ from braintum.data.schema import DataError
 from braintum.data.shards import write_dataset
 from braintum.data.shared import share_table
 from braintum.data.table import load_table
+from braintum.reporting.html import report
 from braintum.settings import ConfigError
 from braintum.training.checkpoint import load_state
 from braintum.training.crossval import crossval
 from braintum.training.fit import Diverged
+from braintum.training.progress import Progress
 from braintum.training.run import RunSpec, run
 from braintum.training.worker import Mailbox, train, train_on_workers
 
@@ -195,6 +197,28 @@ def test_cross_validation_and_its_resume(tiny_phantom: str, tmp_path: Path) -> N
     assert again["metrics"] == summary["metrics"]
     assert before == {fold: digest(out / f"fold-{fold}") for fold in "123"}
     assert times == {fold: (out / f"fold-{fold}" / "state.pt").stat().st_mtime_ns for fold in "123"}
+
+
+def test_how_many_slices_show_the_region_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    classes = {"data.classes": ["glioma", "meningioma", "pituitary"], "data.region": "tumour"}
+    experiment = Experiment.load(None, {"model.name": "classifier", **TINY, **classes, "training.epochs": 1})
+    rows = [
+        replace(row, mask_HW=None) if k % 8 == 0 else row
+        for k, row in enumerate(phantom_rows(cases=24, slices_per_case=2, size=32, seed=0))
+    ]
+    data, out = str(tmp_path / "data"), tmp_path / "cv"
+    write_dataset(rows, data, name="set", provenance="drawn", licence=None)
+    table = load_table(data, experiment.data)
+    shown = [name for name, seen in zip(table.slice_id_R, table.shown_R, strict=True) if seen]
+    counts = {"shown": len(shown), "slices": 36}
+    assert 0 < counts["shown"] < counts["slices"]
+    with Progress("crossval") as progress:
+        summary = crossval(experiment, data, str(out), folds=2, progress=progress)
+    assert f"{len(shown)} of 36 slices show tumour" in capfd.readouterr().err
+    assert summary["data"] == {"url": data, "digest": table.digest, **counts}
+    assert pq.read_table(out / "predictions.parquet").sort_by("slice_id")["slice_id"].to_pylist() == sorted(shown)
+    page = Path(report(str(out), str(tmp_path / "report"))).read_text()
+    assert f"tumour, on {len(shown)} of 36 slices" in page
 
 
 def test_what_another_process_started_for_itself_is_not_joined(tmp_path: Path) -> None:
