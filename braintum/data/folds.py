@@ -26,7 +26,10 @@ Rows = NDArray[np.int64]
 
 
 class Split(NamedTuple):
-    """Row indices, ascending, of slices that show something. `held_out` is scored once, at the end of a run."""
+    """Row indices, ascending. `held_out` is scored once, at the end of a run, and has rows that show something only.
+
+    `train` has all: they are left out once a validation part is cut off (`usable_rows`).
+    """
 
     train: Rows
     held_out: Rows
@@ -41,6 +44,14 @@ def held_out_folds(table: SliceTable, folds: int | None, seed: int) -> dict[str,
     """
     if folds is not None and folds < 2:
         raise DataError(f"folds: {folds}: cross-validation needs 2 or more")
+    held_out = {name: _shown(table, part) for name, part in _all_folds(table, folds, seed).items()}
+    for name, part in held_out.items():
+        _refuse_missing_class(table, part, f"fold {name}", "choose other classes or folds")
+    return held_out
+
+
+def _all_folds(table: SliceTable, folds: int | None, seed: int) -> dict[str, Rows]:
+    """`held_out_folds` with the rows that show nothing."""
     _refuse_cut(table, "case", table.case_id_R)
     source = _source_folds(table)
     if source:
@@ -62,9 +73,6 @@ def held_out_folds(table: SliceTable, folds: int | None, seed: int) -> dict[str,
             raise DataError(f"folds: {count}: too few {name} ({smallest[scarce + 1]}); use fewer folds")
         parts = cutter.split(rows, table.label_R[rows], groups_R)
         held_out = {str(k): rows[part] for k, (_, part) in enumerate(parts, start=1)}
-    held_out = {name: _shown(table, part) for name, part in held_out.items()}
-    for name, part in held_out.items():
-        _refuse_missing_class(table, part, f"fold {name}", "choose other classes or folds")
     return held_out
 
 
@@ -77,26 +85,25 @@ def split(table: SliceTable, fold: str | None, folds: int | None, seed: int) -> 
     if fold is None:
         _refuse_cut(table, "case", table.case_id_R)
         train, held_out = _cut(table, rows, HELD_OUT_SHARE, seed, "the held-out part")
-        return Split(train, held_out)
+        return Split(train, _shown(table, held_out))
     known = held_out_folds(table, folds, seed)
     if fold not in known:
         raise DataError(f"fold: {fold!r} is not a fold of the data; known: {', '.join(known)}")
-    train = np.setdiff1d(_shown(table, rows), known[fold])
-    _refuse_missing_class(table, train, f"the training part of fold {fold}", "choose other classes or folds")
+    train = np.setdiff1d(rows, _all_folds(table, folds, seed)[fold])
+    _refuse_missing_class(
+        table, _shown(table, train), f"the training part of fold {fold}", "choose other classes or folds"
+    )
     return Split(train, known[fold])
 
 
 def validation_split(table: SliceTable, train_rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
     """Cuts a training part into rows to fit and rows that choices inside a run may see.
 
-    Stratified and cut by group: about `fraction` of the slices, or a whole fold where groups are folds. What groups of
-    the training part have beside the rows that show something is cut with them, and left out after. Raises DataError
-    where that leaves a part without a class.
+    Stratified and cut by group: about `fraction` of the slices, or a whole fold where groups are folds. Rows that show
+    nothing are cut with the others, and left out after. Raises DataError where that leaves a part without a class.
     """
-    groups = {table.group_R[row] for row in train_rows}
-    hidden = [row for row in _not_test(table) if not table.shown_R[row] and table.group_R[row] in groups]
-    rows = np.union1d(train_rows, np.array(hidden, np.int64))
-    return _cut(table, rows, fraction, seed, "the validation part")
+    fit, validation = _cut(table, np.sort(train_rows), fraction, seed, "the validation part")
+    return _shown(table, fit), _shown(table, validation)
 
 
 def region_counts(table: SliceTable, region: str) -> dict[str, int]:
@@ -134,7 +141,6 @@ def _cut(table: SliceTable, rows: Rows, fraction: float, seed: int, part_name: s
 
     Groups are visited in a random order and join the part where that brings its shares closer to `fraction`. With a
     few large groups (folds) that is one whole group. Where two groups have slices with tumour, both sides get some.
-    Rows that show nothing of the region count for that, and then are in neither.
     """
     groups, group_R = np.unique(np.array(table.group_R, object)[rows].astype(str), return_inverse=True)
     if len(groups) < 2:
@@ -171,11 +177,11 @@ def _cut(table: SliceTable, rows: Rows, fraction: float, seed: int, part_name: s
         if len(holders) > 1 and (chosen_G[holders].all() or not chosen_G[holders].any()):
             chosen_G = min((flipped(group) for group in holders), key=distance)
 
-    part, rest = (_shown(table, rows[side_R]) for side_R in (chosen_G[group_R], ~chosen_G[group_R]))
+    part, rest = rows[chosen_G[group_R]], rows[~chosen_G[group_R]]
     labels = np.unique(table.label_R[_shown(table, rows)])
     hint = "each class needs two or more groups on both sides: use more data, fewer classes or another seed"
-    _refuse_missing_class(table, part, part_name, hint, labels)
-    _refuse_missing_class(table, rest, f"what {part_name} leaves to train on", hint, labels)
+    _refuse_missing_class(table, _shown(table, part), part_name, hint, labels)
+    _refuse_missing_class(table, _shown(table, rest), f"what {part_name} leaves to train on", hint, labels)
     return rest, part
 
 

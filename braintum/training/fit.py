@@ -340,8 +340,9 @@ def usable_rows(experiment: Experiment, table: SliceTable, train_rows: Rows, wor
     Raises DataError or ConfigError for what could not be trained: a task without targets in the rows, a part without
     a class, fewer slices than workers, or than the model needs.
     """
-    refuse_without_targets(experiment, table, train_rows, "training")
-    fit_rows, validation_rows = train_rows, np.empty(0, dtype=np.int64)
+    fit_rows = train_rows[table.shown_R[train_rows]]
+    refuse_without_targets(experiment, table, fit_rows, "training")
+    validation_rows = np.empty(0, dtype=np.int64)
     if experiment.needs_validation:
         fit_rows, validation_rows = validation_split(
             table, train_rows, experiment.data.validation, experiment.training.seed

@@ -21,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from braintum import __version__, storage
 from braintum.config import Experiment
-from braintum.data.folds import Rows, Split, split
+from braintum.data.folds import Rows, Split, region_counts, split
 from braintum.data.shards import read_card
 from braintum.data.table import SliceTable
 from braintum.evaluation.predict import prediction_table
@@ -220,7 +220,7 @@ def finish_run(spec: RunSpec, fit: Fit, rows: Split) -> dict[str, Any] | None:
         "hd_unit": scores["hd_unit"],
         "seconds": seconds,
         "slices_per_second": sum(r["slices_per_second"] * r["seconds"] for r in fit.history) / seconds,
-        "data": {"url": spec.data_url, "digest": table.digest},
+        "data": {"url": spec.data_url, "digest": table.digest, **region_counts(table, experiment.data.region)},
         "versions": versions(),
     }
     if begun:
