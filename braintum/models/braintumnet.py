@@ -25,14 +25,16 @@ class BrainTumNetConfig(SegmenterConfig):
     """Convolutions beside adaptive masked transformers, a decoder of both, a classifier on the segmented region.
 
     The paper gives the parts and no number: none for channels, stages, heads, depth, patches or window. Chosen here:
-    U-Net-like stages that double their channels (22.5 million weights; the U-Net has 31), and patches of 4 pixels,
-    so that attention over all of them is where much of the time goes, and `keep_ratio` saves it.
+    U-Net-like stages that double their channels (22.5 million weights; the U-Net has 31), and in the decoder patches of
+    4 pixels, so that attention over all of them is where much of the time goes, and `keep_ratio` saves it. The
+    encoder's branch has patches as wide as a cell of the last but one stage, 8 pixels at a depth of 4.
 
     The six switches `transformer`, `adaptive_mask`, `cbam`, `pyramid`, `inception`, `mask_guidance` each take one idea
     away. Without `classify` it is the segmenter alone, as in the two-stage variant that section 3 compares with.
     """
 
     SMALL: ClassVar[dict[str, Any]] = {"width": 8, "depth": 3}
+    VARIANTS: ClassVar[tuple[dict[str, Any], ...]] = ({"keep_ratio": 0.25}, {"window": 3})
 
     name: str = "braintumnet"
     classify: bool = Field(True, description="the classifier T-InceptionNet; false leaves the segmenter")
@@ -43,10 +45,13 @@ class BrainTumNetConfig(SegmenterConfig):
     )
     transformer: bool = Field(True, description="BT blocks everywhere; false leaves convolutions")
     adaptive_mask: bool | None = Field(
-        None, description="masks scale the attention over all patches, true if none; needs transformer"
+        None, description="masks scale attention over all patches, true if none; needs transformer"
     )
     keep_ratio: float | None = Field(
-        None, gt=0, le=1, description="share of patches that attention over all keeps, 1 if none; needs adaptive_mask"
+        None,
+        gt=0,
+        le=1,
+        description="share of patches that the segmenter's attention over all keeps, 1 if none; needs adaptive_mask",
     )
     heads: int | None = Field(None, ge=1, description="of every attention, 4 if none; needs transformer")
     transformer_depth: int | None = Field(

@@ -223,10 +223,10 @@ def test_memory_format_changes_nothing(config: ModelConfig) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)  # another order of sums, magnified by the norms
 
 
-def test_bfloat16_is_finite(config: ModelConfig) -> None:
-    model = build(config)
+def test_bfloat16_is_finite(variant: ModelConfig, side: int) -> None:
+    model = build(variant)
     with torch.autocast("cpu", torch.bfloat16):
-        output = model(images())
+        output = model(images(side=side))
     loss = sum((x.float() ** 2).mean() for x in tensors(output))
     assert isinstance(loss, Tensor)
     loss.backward()

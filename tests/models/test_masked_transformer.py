@@ -76,10 +76,11 @@ def test_windows_see_themselves_only(grid: tuple[int, int], window: int) -> None
 
 
 def attention(keep_ratio: float, share: float = 0.0, grid: tuple[int, int] = (6, 6)) -> Attention:
-    """`share` of the result that attention over all patches makes up, before the sigmoid."""
+    """`share` of the result that attention over all patches makes up, before the sigmoid, whatever comes in."""
     torch.manual_seed(0)
     layer = Attention(24, heads=3, window=3, keep_ratio=keep_ratio).double()
-    torch.nn.init.constant_(layer.share, share)
+    torch.nn.init.zeros_(layer.share.weight)
+    torch.nn.init.constant_(layer.share.bias, share)
     return layer
 
 
@@ -109,15 +110,32 @@ def test_keeping_all_patches_is_keeping_none_back() -> None:
     torch.testing.assert_close(attention(0.99)(x_BTD, (6, 6), log_mask), expected)  # 35.6 of 36, rounded up
 
 
-def test_modes_are_mixed_by_a_learnable_weight_of_each_head() -> None:
+def test_modes_are_mixed_by_a_share_of_each_head_and_slice() -> None:
     x_BTD, log_mask = random(2, 36, 24), -random(2, 3, 36, seed=1).abs()
     near, both, far = (attention(1.0, share)(x_BTD, (6, 6), log_mask) for share in (-50.0, 0.0, 50.0))
     torch.testing.assert_close(both, (near + far) / 2)
     layer = attention(1.0)
     layer(x_BTD, (6, 6), log_mask).square().sum().backward()
-    assert layer.share.shape == (3,)
-    assert layer.share.grad is not None
-    assert layer.share.grad.all()
+    assert layer.share.weight.grad is not None
+    assert layer.share.weight.grad.any(1).all()
+
+
+@pytest.mark.parametrize("keep_ratio", [1.0, 0.25])
+def test_the_share_of_the_modes_follows_from_the_slice(keep_ratio: float) -> None:
+    """A slice's mean patch says what each of its heads mixes, and no other slice does."""
+    x_BTD, log_mask = random(2, 36, 24), -random(2, 3, 36, seed=1).abs()
+    near, mixing, far = (attention(keep_ratio, share) for share in (-50.0, 0.0, 50.0))
+    torch.nn.init.normal_(mixing.share.weight)
+    for layer in (near, mixing, far):
+        torch.nn.init.eye_(layer.out.weight)  # so that heads stay apart
+    near_BTAE, mixed_BTAE, far_BTAE = (
+        layer(x_BTD, (6, 6), log_mask).unflatten(2, (3, 8)) for layer in (near, mixing, far)
+    )
+    share_BA = torch.sigmoid(x_BTD.mean(1) @ mixing.share.weight.T)
+    assert (share_BA[0] - share_BA[1]).abs().min() > 0.01
+    torch.testing.assert_close(mixed_BTAE, near_BTAE + share_BA[:, None, :, None] * (far_BTAE - near_BTAE))
+    alone = mixing(x_BTD[:1], (6, 6), log_mask[:1])
+    torch.testing.assert_close(alone, mixed_BTAE[:1].flatten(2))
 
 
 def test_kept_masks_learn_and_the_others_wait() -> None:

@@ -4,19 +4,27 @@ Stated, and what each statement is here:
 
 - "Multi-layer convolutions with downsampling structures, using different-sized convolutional layers": stages of
   parallel 1×1, 3×3 and 5×5 convolutions and a 3×3 over them, max-pooling between. The sizes are not given.
-- "The branch consists of multiple BT blocks", a "dual-path feature extraction module": patches of the image itself,
-  on the grid of the last but one stage, joined to its features there, so that the deepest stage reads both. The masks
-  come from the first downsampled stage (low level) and the last but one (high level).
-- "Each [decoder] layer including upsampling, skip-connection fusion CBAM modules, and BT blocks": a transposed
-  convolution, CBAM on the skip, a stage of the encoder's kind, one BT block whose masks come from the skip (low level)
-  and the coarser map (high level). Patches are 4 pixels wide where a map is finer: attention over single pixels of a
-  whole slice could not be computed.
-- "Symmetric upsampling pyramid multi-scale feature fusion": every scale of the decoder, reduced to the finest one's
+- "The branch consists of multiple BT Blocks", a "dual-path feature extraction module" (section 1): patches of the image
+  itself, on the grid of the last but one stage, joined to its features there, so that the deepest stage reads both.
+  The masks come from the first downsampled stage (low level) and the last but one (high level).
+- In the decoder, "each layer including upsampling, skip-connection fusion CBAM modules, and BT Blocks": a transposed
+  convolution, CBAM on the skip, a stage of the encoder's kind, one BT Block whose masks come from the skip (low level)
+  and the coarser map (high level). Its patches are 4 pixels wide where a map is finer: attention over single pixels of
+  a whole slice could not be computed.
+- "Symmetric upsampling Pyramid multi-scale feature fusion": every scale of the decoder, reduced to the finest one's
   channels, is added to the next finer one, as in Lin et al. 2017, and a 3×3 convolution follows at the end.
-- Classifier: see `t_inception`. It learns together with the segmenter and not after it (abstract: end to end).
+- Classifier: see `t_inception`; BT Blocks and their masks: see `masked_transformer`.
 
-The paper's encoder is pretrained (section 4; on what is not said), this one starts from random weights. Deep
-supervision is not mentioned and not here.
+Where this departs from the paper's words, or they from each other:
+
+- "The model adopts a two-stage cascade structure, performing segmentation followed by classification" (2.2), but is "an
+  end-to-end one-stop model" (1), and section 3 finds "the end-to-end multi-task model" better than "two-stage methods".
+  Here classification follows segmentation within one forward pass, and both learn together.
+- "CBAM channel attention modules" (2.2): CBAM as published, with its spatial attention.
+- "The decoder's Skip-Transformer" (2.2) is named once and not described: taken to be the decoder's BT Blocks, whose
+  masks read the skip. No transformer lies on the skips themselves.
+- "Pre-trained encoders" (3, 4; on what is not said): this one starts from random weights.
+- Deep supervision is not mentioned and not here.
 
 B batch, C channels, H W, K mask channels, N classes, D width of a patch.
 """
@@ -28,7 +36,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from braintum.models.braintumnet import BrainTumNetConfig
-from braintum.models.networks.blocks import CBAM, Norm, class_head, initialise, make_norm
+from braintum.models.networks.blocks import (
+    CBAM,
+    ConvNormReLU,
+    Norm,
+    class_head,
+    draw_convolution,
+    initialise,
+    make_norm,
+)
 from braintum.models.networks.masked_transformer import MaskedTransformer, Refine, initialise_transformers
 from braintum.models.networks.t_inception import TInceptionNet, guide_from, guided_mean
 from braintum.models.output import Output
@@ -58,7 +74,24 @@ class BrainTumNet(nn.Module):
             self.inception = TInceptionNet(config, channels[-2], num_classes)
         else:
             self.classifier = class_head(config, channels[-1], num_classes)
-        initialise(self)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Convolutions have gain 2 before a ReLU, 1 elsewhere."""
+        before_relu = {module[0] for module in self.modules() if isinstance(module, ConvNormReLU)}
+        for module in self.modules():
+            if isinstance(module, MultiKernel):
+                before_relu.update(module.parallel)
+
+        def draw(convolution: nn.Conv2d | nn.ConvTranspose2d) -> None:
+            if isinstance(convolution, nn.ConvTranspose2d):
+                draw_convolution(convolution)
+            else:
+                nn.init.kaiming_normal_(
+                    convolution.weight, nonlinearity="relu" if convolution in before_relu else "linear"
+                )
+
+        initialise(self, draw)
         initialise_transformers(self)
 
     def forward(self, image_BCHW: Tensor) -> Output:
@@ -90,7 +123,10 @@ class BrainTumNet(nn.Module):
 
 
 class MultiKernel(nn.Module):
-    """1×1, 3×3 and 5×5 convolutions side by side (1/4, 1/2, 1/4 of the channels), then a 3×3 over all."""
+    """1×1, 3×3 and 5×5 convolutions side by side, then a 3×3 over all.
+
+    1×1 and 5×5 make a quarter of the channels each, rounded down, 3×3 the rest.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
         super().__init__()
@@ -100,12 +136,12 @@ class MultiKernel(nn.Module):
             for kernel, share in ((1, quarter), (3, out_channels - 2 * quarter), (5, quarter))
         )
         self.norm = make_norm(norm, out_channels)
-        self.joint = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.joint_norm = make_norm(norm, out_channels)
+        self.joint = ConvNormReLU(out_channels, out_channels, 3, norm)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x_BCHW = F.relu(self.norm(torch.cat([convolve(x_BCHW) for convolve in self.parallel], 1)))
-        return F.relu(self.joint_norm(self.joint(x_BCHW)))
+        joint_BCHW: Tensor = self.joint(x_BCHW)
+        return joint_BCHW
 
 
 class Branch(nn.Module):
@@ -123,12 +159,12 @@ class Branch(nn.Module):
             low_channels=channels[1],
             high_channels=fine,
         )
-        self.join = nn.Conv2d(2 * fine, fine, 1, bias=False)
-        self.norm = make_norm(config.norm, fine)
+        self.join = ConvNormReLU(2 * fine, fine, 1, config.norm)
 
     def forward(self, image_BCHW: Tensor, low_BCHW: Tensor, fine_BCHW: Tensor) -> Tensor:
         global_BDHW = self.transformer(image_BCHW, low_BCHW, fine_BCHW)
-        return F.relu(self.norm(self.join(torch.cat([fine_BCHW, global_BDHW], 1))))
+        joined_BCHW: Tensor = self.join(torch.cat([fine_BCHW, global_BDHW], 1))
+        return joined_BCHW
 
 
 class Up(nn.Module):
@@ -157,11 +193,11 @@ class Pyramid(nn.Module):
     def __init__(self, channels: list[int], norm: Norm) -> None:
         super().__init__()
         self.reduce = nn.ModuleList(nn.Conv2d(c, channels[-1], 1) for c in channels)
-        self.smooth = nn.Conv2d(channels[-1], channels[-1], 3, padding=1, bias=False)
-        self.norm = make_norm(norm, channels[-1])
+        self.smooth = ConvNormReLU(channels[-1], channels[-1], 3, norm)
 
     def forward(self, maps_BCHW: list[Tensor]) -> Tensor:
         total = self.reduce[0](maps_BCHW[0])
         for reduce, finer in zip(self.reduce[1:], maps_BCHW[1:], strict=True):
             total = F.interpolate(total, scale_factor=2.0) + reduce(finer)
-        return F.relu(self.norm(self.smooth(total)))
+        smooth_BCHW: Tensor = self.smooth(total)
+        return smooth_BCHW

@@ -5,16 +5,30 @@ The paper states the parts in prose, without an equation, and its figure 2 witho
 - *Patch embedding* (2.2): a convolution of stride and size `patch`. Positions: a depthwise 3×3 convolution added to
   the embedding (Chu et al. 2021, "Conditional positional encodings"); the paper is silent, and this needs no table of
   a fixed size.
-- *Mask generator* (2.2, 5): "a lightweight MLP predicts patch importance scores", "jointly optimized using low-level
-  and high-level semantic features", "unique soft masks for each attention head" with values in (0, 1). One hidden
-  layer over both features of a patch, a sigmoid for each head. A patch's importance is the mean of its masks.
+- *Mask generator* (2.2, 5): "a lightweight MLP network to predict patch importance scores", "jointly optimized using
+  low-level and high-level semantic features", and "unique soft masks for each attention head", "continuously
+  distributed between 0 and 1". One hidden layer over both features of a patch, a sigmoid for each head. A patch's
+  importance is the mean of its masks.
 - *Masked attention* (2.2): attention over all patches, each key's weight scaled by its mask and the weights normalised
-  again, so that masks of 1 leave it as it is. "Sparse": only the `keep_ratio` most important patches take part, as
-  queries and as keys. Which patches to keep has no gradient; how much the kept ones weigh has.
-- *Self-attention* (2.2): plain, in windows; for every patch, so those that are not kept still see their surroundings.
-  No shifted windows: section 5 counts them against Swin-Unet.
-- *BT block*: both modes on the same queries, keys and values, "selected through learnable weight parameters" (2.2):
-  one weight in (0, 1) a head; then an MLP. Pre-norm with residuals, as every ViT since the first.
+  again, so that masks of 1 leave it as it is. Of this "global sparse attention" only the `keep_ratio` most important
+  patches take part, as queries and as keys. Which to keep has no gradient; how much the kept ones weigh has.
+- *Self-attention* (2.2): plain, "local window attention"; for every patch, so those that are not kept still see their
+  surroundings. No shifted windows: section 5 counts them against Swin-UNet.
+- *BT Block*: "both local window attention and global sparse attention modes, automatically selecting the most suitable
+  computational approach for the current input features through learnable weight parameters" (2.2): a linear layer on
+  the mean patch gives each head of each slice a share in (0, 1). Then an MLP. Pre-norm with residuals, as every ViT
+  since the first.
+
+Where this departs from the paper's words, and why:
+
+- It "restricts attention to local regions within prediction masks" (2.2): no predicted mask bounds attention here.
+  Masks are learnt from features, as the next sentences have it, and values between 0 and 1 exclude nothing; the
+  prediction exists only behind the last decoder layer. Only the classifier's attention has it: see `t_inception`.
+- Both modes are computed and mixed, not one of them selected: a choice would have no gradient.
+- A block contains "Masked attention, self-attention mechanisms" (2.2): one layer here, whose modes share queries, keys
+  and values, since the same section has one "self-attention computation layer" that "incorporates both".
+- "Faster inference speeds through efficient sparse matrix operations" (5): the kept patches are gathered for a dense
+  kernel. All are kept unless told, since the paper gives no ratio.
 
 B batch, C channels, H W, T patches (tokens), S kept patches, D width of a patch, A heads, E width of a head. `grid`:
 patches along height and width.
@@ -57,25 +71,25 @@ def window_attention(query_BATE: Tensor, key_BATE: Tensor, value_BATE: Tensor, g
 
     What lies there takes no part: its keys have a mask of (nearly) zero.
     """
-    high, wide = min(window, grid[0]), min(window, grid[1])
-    over = -grid[0] % high, -grid[1] % wide
-    rows, columns = (grid[0] + over[0]) // high, (grid[1] + over[1]) // wide
+    side = min(window, grid[0]), min(window, grid[1])
+    padding = -grid[0] % side[0], -grid[1] % side[1]
+    rows, columns = (grid[0] + padding[0]) // side[0], (grid[1] + padding[1]) // side[1]
 
     def split(x_BATE: Tensor) -> Tensor:
-        x = x_BATE.unflatten(2, grid)
-        if any(over):
-            x = F.pad(x, (0, 0, 0, over[1], 0, over[0]))
-        x = x.unflatten(3, (columns, wide)).unflatten(2, (rows, high))  # B A rows high columns wide E
+        x_BAHWE = x_BATE.unflatten(2, grid)
+        if any(padding):
+            x_BAHWE = F.pad(x_BAHWE, (0, 0, 0, padding[1], 0, padding[0]))
+        x = x_BAHWE.unflatten(3, (columns, side[1])).unflatten(2, (rows, side[0]))
         windows: Tensor = x.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(0, 2)
         return windows
 
     log_mask = None
-    if any(over):
+    if any(padding):
         log_mask = (split(torch.ones_like(query_BATE[..., :1]))[..., 0] - 1) * 1e4
     mixed = masked_attention(split(query_BATE), split(key_BATE), split(value_BATE), log_mask)
-    mixed = mixed.unflatten(2, (high, wide)).unflatten(0, (-1, rows, columns))  # B rows columns A high wide E
-    mixed = mixed.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)  # B A, height and width with the edge, E
-    inside: Tensor = mixed[:, :, : grid[0], : grid[1]].flatten(2, 3)
+    mixed = mixed.unflatten(2, side).unflatten(0, (-1, rows, columns))  # B rows columns A H W E, H W of a window
+    mixed_BAHWE = mixed.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)
+    inside: Tensor = mixed_BAHWE[:, :, : grid[0], : grid[1]].flatten(2, 3)
     return inside
 
 
@@ -105,7 +119,7 @@ def to_grid(x_BCHW: Tensor, grid: Grid) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Window attention and masked attention over the kept patches, mixed by a learnable weight for each head.
+    """Window attention and masked attention over the kept patches; the slice's mean patch says each head's mixture.
 
     Without a mask every patch is kept and attention over all is plain. A patch that is not kept has its window's
     result alone.
@@ -115,36 +129,33 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.window, self.keep_ratio = heads, window, keep_ratio
         self.qkv = nn.Linear(width, 3 * width)
-        self.share = nn.Parameter(torch.zeros(heads))  # of attention over all, before the sigmoid
+        self.share = nn.Linear(width, heads)  # of attention over all, before the sigmoid
         self.out = nn.Linear(width, width)
 
     def forward(self, x_BTD: Tensor, grid: Grid, log_mask_BAT: Tensor | None) -> Tensor:
         query, key, value = self.qkv(x_BTD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         near_BATE = window_attention(query, key, value, grid, self.window)
+        share_BA11 = torch.sigmoid(self.share(x_BTD.mean(1)))[..., None, None]
         num_kept = math.ceil(self.keep_ratio * x_BTD.shape[1])
         if log_mask_BAT is None or num_kept == x_BTD.shape[1]:
-            mixed = self._mix(near_BATE, masked_attention(query, key, value, log_mask_BAT))
+            mixed = torch.lerp(near_BATE, masked_attention(query, key, value, log_mask_BAT), share_BA11)
         else:
             kept_BS = log_mask_BAT.detach().exp().mean(1).topk(num_kept, sorted=False).indices
             kept_BAS = kept_BS[:, None].expand(-1, self.heads, -1)
             kept_BASE = kept_BAS[..., None].expand(-1, -1, -1, near_BATE.shape[-1])
             query, key, value = (x.gather(2, kept_BASE) for x in (query, key, value))
             far_BASE = masked_attention(query, key, value, log_mask_BAT.gather(2, kept_BAS))
-            mixed = near_BATE.scatter(2, kept_BASE, self._mix(near_BATE.gather(2, kept_BASE), far_BASE))
+            mixed_BASE = torch.lerp(near_BATE.gather(2, kept_BASE), far_BASE, share_BA11)
+            mixed = near_BATE.scatter(2, kept_BASE, mixed_BASE)
         projected: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return projected
-
-    def _mix(self, near_BATE: Tensor, far_BATE: Tensor) -> Tensor:
-        share_A11 = torch.sigmoid(self.share)[:, None, None].to(near_BATE.dtype)
-        return near_BATE + share_A11 * (far_BATE - near_BATE)
 
 
 class BTBlock(nn.Module):
     """Masked attention and self-attention, then an MLP, each behind a layer norm and added to what it read."""
 
-    def __init__(self, width: int, config: BrainTumNetConfig) -> None:
+    def __init__(self, width: int, config: BrainTumNetConfig, keep_ratio: float) -> None:
         super().__init__()
-        keep_ratio = 1.0 if config.keep_ratio is None else config.keep_ratio
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.attention = Attention(width, config.option("heads"), config.option("window"), keep_ratio)
         self.mlp = nn.Sequential(nn.Linear(width, MLP_RATIO * width), nn.GELU(), nn.Linear(MLP_RATIO * width, width))
@@ -178,7 +189,8 @@ class MaskedTransformer(nn.Module):
         self.masks: nn.Module | None = None
         if config.adaptive_mask:
             self.masks = MaskGenerator(low_channels, high_channels, config.option("heads"))
-        self.blocks = nn.ModuleList(BTBlock(width, config) for _ in range(depth))
+        keep_ratio = 1.0 if config.keep_ratio is None else config.keep_ratio
+        self.blocks = nn.ModuleList(BTBlock(width, config, keep_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, map_BCHW: Tensor, low_BCHW: Tensor, high_BCHW: Tensor) -> Tensor:
@@ -212,15 +224,19 @@ class Refine(nn.Module):
 
 
 def initialise_transformers(network: nn.Module) -> None:
-    """Draws the weights of BT blocks, and of what adds them to a map, with deviation 0.02, as ViT and Swin do.
+    """Draws the weights of BT blocks, of positions, and of what adds them to a map, with deviation 0.02 (as in ViT).
 
     So each starts as a small correction to what it reads. With the gain of 1 that the rest starts with, no mask was
-    learnt in the time in which convolutions alone learn it.
+    learnt in the time in which convolutions alone learn it, and positions outweighed the patches. Both modes of
+    attention start with a share of a half.
     """
     for module in network.modules():
         if isinstance(module, Refine):
             nn.init.trunc_normal_(module.restore.weight, std=0.02)
+        if isinstance(module, MaskedTransformer):
+            nn.init.trunc_normal_(module.position.weight, std=0.02)
         if isinstance(module, BTBlock):
             for layer in module.modules():
                 if isinstance(layer, nn.Linear):
                     nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(module.attention.share.weight)

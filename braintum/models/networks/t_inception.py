@@ -1,14 +1,18 @@
 """T-InceptionNet, the classifier of BrainTumNet (the BrainTumNet paper, section 2.2).
 
-Stated: it "extracts tumor region features from segmentation results"; several T-Inception blocks of parallel 1×1, 3×3,
-1×3 and 3×1 convolutions with a transformer; a head of pooling, fully connected layers and dropout. Chosen here, where
-the paper is silent:
+Stated: it "extracts tumor region features from segmentation results"; "multiple T-Inception Blocks with parallel
+convolution modules (1x1, 3x3, 1x3, 3x1)"; an "Inception-Transformer module"; a head that "consists of pooling, fully
+connected, and Dropout layers". Chosen here, where the paper is silent:
 
-- It reads the encoder's two deepest scales on the finer one's grid (8 pixels a cell), where small tumours still have a
-  cell of their own, and keeps that grid: two blocks, each of a quarter of the channels for every kernel.
-- Each block's transformer is a BT block (the paper has no other); with a guide, its masks are the guide.
+- It reads the encoder's two deepest scales on the finer one's grid (8 pixels a cell at a depth of 4), where small
+  tumours still have a cell of their own, and keeps that grid: two blocks, each of a quarter of the channels for every
+  kernel.
+- Each block's transformer is a BT Block (the paper has no other); its masks are the guide, where there is one and
+  attention is masked at all. No patch is dropped: where nothing is predicted the guide is the same everywhere, and
+  which patches are the most important would be chance.
 - Batch norm, whatever the segmenter has: norms within a slice level the means that a classifier pools.
 - One hidden layer of the channels' width, dropout before the last, its rate that of the other heads.
+- Logits, not the "Softmax activation": the loss and the prediction apply it.
 
 B batch, C channels, H W, K mask channels, N classes, T patches (tokens).
 """
@@ -20,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from braintum.models.braintumnet import BrainTumNetConfig
+from braintum.models.networks.blocks import ConvNormReLU
 from braintum.models.networks.masked_transformer import BTBlock, to_grid
 
 BLOCKS = 2
@@ -51,14 +56,14 @@ def guided_mean(x_BCHW: Tensor, guide_B1HW: Tensor | None) -> Tensor:
 class TInceptionNet(nn.Module):
     """Class logits [B, N] from the encoder's last but one and its deepest features and, where one is given, a guide.
 
-    The guide, on the grid of the last but one, scales the features that come in, the keys of the blocks' attention,
-    and the pooling.
+    The guide, on the grid of the last but one, scales the features that come in, the pooling and, with
+    `adaptive_mask`, the keys of the blocks' attention.
     """
 
     def __init__(self, config: BrainTumNetConfig, channels: int, num_classes: int) -> None:
         """`channels` of the last but one features; the deepest have twice as many."""
         super().__init__()
-        self.join = ConvNorm(3 * channels, channels, (1, 1))
+        self.join = ConvNormReLU(3 * channels, channels, 1)
         self.blocks = nn.ModuleList(TInceptionBlock(config, channels) for _ in range(BLOCKS))
         self.head = nn.Sequential(
             nn.Linear(channels, channels),
@@ -80,14 +85,18 @@ class TInceptionNet(nn.Module):
 
 
 class TInceptionBlock(nn.Module):
-    """Parallel convolutions, side by side in the channels and added to what came in; then a transformer, if any."""
+    """Parallel convolutions, side by side in the channels and added to what came in; then a transformer, if any.
+
+    With `adaptive_mask` the guide, where there is one, scales the transformer's keys.
+    """
 
     def __init__(self, config: BrainTumNetConfig, channels: int) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
-            ConvNorm(channels, channels // 4, kernel) for kernel in ((1, 1), (3, 3), (1, 3), (3, 1))
+            ConvNormReLU(channels, channels // 4, kernel) for kernel in ((1, 1), (3, 3), (1, 3), (3, 1))
         )
-        self.transformer = BTBlock(channels, config) if config.transformer else None
+        self.transformer = BTBlock(channels, config, keep_ratio=1.0) if config.transformer else None
+        self.masked = bool(config.adaptive_mask)
 
     def forward(self, x_BCHW: Tensor, guide_B1HW: Tensor | None) -> Tensor:
         x_BCHW = x_BCHW + torch.cat([branch(x_BCHW) for branch in self.branches], 1)
@@ -95,20 +104,8 @@ class TInceptionBlock(nn.Module):
             return x_BCHW
         grid = (x_BCHW.shape[2], x_BCHW.shape[3])
         log_mask_BAT = None
-        if guide_B1HW is not None:
+        if self.masked and guide_B1HW is not None:
             log_mask_BAT = guide_B1HW.log().flatten(2).expand(-1, self.transformer.attention.heads, -1)
         x_BTC = self.transformer(x_BCHW.flatten(2).transpose(1, 2), grid, log_mask_BAT)
         map_BCHW: Tensor = x_BTC.transpose(1, 2).unflatten(2, grid)
         return map_BCHW
-
-
-class ConvNorm(nn.Sequential):
-    """A convolution that keeps height and width, batch norm, ReLU."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int]) -> None:
-        padding = (kernel[0] // 2, kernel[1] // 2)
-        super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel, padding=padding, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-        )
