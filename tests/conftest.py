@@ -15,6 +15,14 @@ import pytest
 from ports import free_ports
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What uses the cluster is a test of Ray, whether it says so or not: `make test` runs those in a process apart."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data sets; tests that ask for it skip where there is none."""
