@@ -80,9 +80,10 @@ class SearchSpace(Part):
     def _has_something_to_try(self) -> Self:
         if self.parameters and not self.trials:
             raise ValueError("trials: expected 1 or more, found none")
-        idle = {"trials", "joint", "objectives", "score", "scheduler"} & self.model_fields_set
-        idle |= {"sampler.name"} if "name" in self.sampler.model_fields_set else set()
-        for field in sorted(idle):
+        fields = type(self).model_fields
+        idle = [f for f in ("trials", "joint", "objectives", "score", "scheduler")
+                if getattr(self, f) != fields[f].get_default(call_default_factory=True)]  # fmt: skip
+        for field in [*idle, *(["sampler.name"] if self.sampler.name != Sampler().name else [])]:
             if not self.parameters:
                 raise ValueError(f"{field}: has no effect without parameters: nothing is searched. Leave it out")
         return self
