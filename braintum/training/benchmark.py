@@ -14,12 +14,14 @@ import os
 import platform
 import resource
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -150,15 +152,15 @@ class _Targets:
 
 
 def slices_per_second(step: Callable[[], None], wait: Callable[[], None], seconds: float = SECONDS) -> float:
-    """Of steps of BATCH slices: a first one warms up; then as many as fit into `seconds`, one at least."""
+    """Of the median step of BATCH slices: a first one warms up; then as many as fit into `seconds`, at least one."""
     step()
     wait()
-    steps, passed, start = 0, 0.0, time.perf_counter()
-    while steps == 0 or passed * (steps + 1) / steps < seconds:
+    ends = [time.perf_counter()]
+    while len(ends) == 1 or (ends[-1] - ends[0]) * len(ends) / (len(ends) - 1) < seconds:
         step()
         wait()
-        steps, passed = steps + 1, time.perf_counter() - start
-    return BATCH * steps / passed
+        ends.append(time.perf_counter())
+    return BATCH / statistics.median(end - start for start, end in pairwise(ends))
 
 
 def machine() -> dict[str, Any]:
