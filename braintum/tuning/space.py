@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _M = TypeVar("_M", bound=Iterable[str])
 ARCHITECTURE = "model.name"
 """The path under which a joint study asks Optuna for the architecture."""
+_NAME = "[A-Za-z0-9][A-Za-z0-9_-]*"
+_NAMING = "expected letters A to Z, digits, _ and -, a letter or digit first"
 
 METRIC_TASK = {
     "dice": "segmentation",
@@ -60,7 +62,9 @@ class SearchSpace(Part):
 
     name: str
     architectures: Annotated[dict[str, dict[str, Any]], BeforeValidator(_by_name)] = Field(
-        min_length=1, description="a list, or a mapping of each to overrides of its own, {unet: {model.width: 8}}"
+        min_length=1,
+        description="a list, or a mapping of each to overrides of its own, {unet: {model.width: 8}}; an entry of "
+        "another name says what it is, {no_cbam: {model.name: braintumnet, model.cbam: false}}",
     )
     joint: bool = Field(False, description="one study of all architectures, instead of one each")
     base: str | dict[str, Any] | None = Field(
@@ -91,17 +95,26 @@ class SearchSpace(Part):
     @field_validator("name")
     @classmethod
     def _of_a_study(cls, name: str) -> str:
-        if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            raise ValueError("expected letters A to Z, digits, _ and -, a letter or digit first")
+        if not re.fullmatch(_NAME, name):
+            raise ValueError(_NAMING)
         return name
 
     @field_validator("architectures")
     @classmethod
-    def _known(cls, names: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        for name in names:
-            if name not in architectures():
-                raise ValueError(f"{name!r} is not an architecture; known: {', '.join(architectures())}")
-        return names
+    def _known(cls, entries: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        known = architectures()
+        for entry, own in entries.items():
+            name = own.get(ARCHITECTURE, entry)
+            if name == "cascade":
+                raise ValueError("cascade is a command of its own, of two trainings: braintum cascade --help")
+            if name not in known:
+                raise ValueError(
+                    f"{name!r} is not an architecture; known: {', '.join(known)}. An entry of another name says which "
+                    f"it is: {{{ARCHITECTURE}: {known[0]}}}"
+                )
+            if name != entry and (entry in known or not re.fullmatch(_NAME, entry)):
+                raise ValueError(f"{entry!r} cannot stand for {name}: {_NAMING}, and no other architecture's name")
+        return entries
 
     @field_validator("score", "objectives")
     @classmethod
@@ -173,8 +186,13 @@ class SearchSpace(Part):
 
         Raises ConfigError.
         """
-        paths = {**self.overrides, **self.architectures[architecture], **values, ARCHITECTURE: architecture}
+        own = self.architectures[architecture]
+        paths = {**self.overrides, ARCHITECTURE: architecture, **own, **values}
         return Experiment.from_dict(merge(self._base, paths), architecture)
+
+    def model_name(self, architecture: str) -> str:
+        """What the registry calls an entry of `architectures`."""
+        return str(self.architectures[architecture].get(ARCHITECTURE, architecture))
 
     def fixed(self, architecture: str) -> dict[str, Any]:
         """Every setting that is not searched by its path, and `tasks`: what conditions are compared with."""

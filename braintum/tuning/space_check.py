@@ -30,10 +30,10 @@ def check(space: SearchSpace) -> None:
         raise ConfigError(
             f"trials: {space.trials}: too few for {len(space.architectures)} architectures; give at least one each"
         )
-    fixed_or_searched = {*space.overrides, *space.parameters}.union(*space.architectures.values())
-    if ARCHITECTURE in fixed_or_searched:
+    for_all = {*space.overrides, *space.parameters}
+    if ARCHITECTURE in for_all:
         raise ConfigError(f"{ARCHITECTURE}: architectures are listed under `architectures`")
-    if "training.seed" in fixed_or_searched:
+    if "training.seed" in for_all.union(*space.architectures.values()):
         raise ConfigError("training.seed: has no effect, since each trial has a seed of its own; set sampler.seed")
     bases = {architecture: space.experiment(architecture, {}) for architecture in space.architectures}
     metrics = {
@@ -67,7 +67,7 @@ def _check_path(space: SearchSpace, path: str) -> None:
     if not users:
         raise ConfigError(f"parameters.{path}.when: holds for no architecture of {', '.join(space.architectures)}")
     for name in users:
-        fields = _fields(name)
+        fields = _fields(space, name)
         if path not in fields:
             raise ConfigError(
                 f"parameters.{path}: no such field of {name}{_near(path, fields)}{_elsewhere(space, path)}"
@@ -82,7 +82,7 @@ def _check_conditions(space: SearchSpace, path: str) -> None:
         if cause == "tasks":
             possible: tuple[Scalar, ...] = TASKS
         elif cause == "model.name":
-            possible = tuple(space.architectures)
+            possible = tuple({space.model_name(name): None for name in space.architectures})
         elif cause in before:
             parameter = space.parameters[cause]
             if parameter.choice is None and parameter.integer is None:
@@ -91,7 +91,7 @@ def _check_conditions(space: SearchSpace, path: str) -> None:
         elif cause in space.parameters:
             raise ConfigError(f"{where}: must stand before {path} under `parameters`")
         else:
-            fields = {field for name in space.architectures for field in _fields(name)}
+            fields = {field for name in space.architectures for field in _fields(space, name)}
             if cause not in fields:
                 raise ConfigError(f"{where}: no such field{_near(cause, fields)}")
             continue
@@ -172,11 +172,11 @@ def _contexts(space: SearchSpace, architecture: str, path: str) -> Iterator[dict
             yield merged
 
 
-def _fields(architecture: str) -> set[str]:
+def _fields(space: SearchSpace, architecture: str) -> set[str]:
     """Every path of an Experiment of this architecture."""
     defaults = Experiment()
     parts: dict[str, type[Part]] = {part: type(getattr(defaults, part)) for part in Experiment.model_fields}
-    parts["model"] = model_config_class(architecture)
+    parts["model"] = model_config_class(space.model_name(architecture))
     return {f"{part}.{field}" for part, cls in parts.items() for field in cls.model_fields}
 
 
@@ -191,5 +191,5 @@ def _near(path: str, fields: set[str]) -> str:
 
 def _elsewhere(space: SearchSpace, path: str) -> str:
     """The way out where only other architectures have the field."""
-    having = [name for name in space.architectures if path in _fields(name)]
+    having = {space.model_name(name): None for name in space.architectures if path in _fields(space, name)}
     return f" Restrict it with when: {{model.name: [{', '.join(having)}]}}" if having else ""

@@ -57,7 +57,7 @@ def test_shipped_space_gives_valid_experiments(path: Path) -> None:
     for architecture in space.architectures:
         for name, values in ask(space, architecture, 50):
             experiment = space.experiment(name, values)
-            assert experiment.model.name == architecture
+            assert experiment.model.name == space.model_name(architecture)
             assert all(getattr(getattr(experiment, p.split(".")[0]), p.split(".")[1]) == v for p, v in values.items())
 
 
@@ -85,6 +85,38 @@ def test_architectures_may_have_overrides_of_their_own(make: Make) -> None:
         SearchSpace.load(make(architectures=["unet"])).digest
         == SearchSpace.load(make(architectures={"unet": {}})).digest
     )
+
+
+def test_an_architecture_may_stand_there_under_several_names(make: Make) -> None:
+    entries = {"unet": {}, "narrow": {"model.name": "unet", "model.width": 4}}
+    parameters = {"model.attention": {"choice": ["none", "gate"], "when": {"model.name": "unet"}}}
+    space = SearchSpace.load(make(architectures=entries, overrides={"model.width": 8}, parameters=parameters))
+    models = {name: space.experiment(name, {"model.attention": "gate"}).to_dict()["model"] for name in entries}
+    assert {name: (model["name"], model["width"]) for name, model in models.items()} == {
+        "unet": ("unet", 8), "narrow": ("unet", 4)
+    }  # fmt: skip
+    assert all("model.attention" in values for name in entries for _, values in ask(space, name, 2))
+
+
+def test_an_ablation_switches_off_one_idea_at_a_time() -> None:
+    space = SearchSpace.load("braintumnet_ablation")
+    models = {name: space.experiment(name, {}).model.model_dump() for name in space.architectures}
+    whole = models.pop("braintumnet")
+    switches = {field for field, value in whole.items() if value is True and field != "classify"}
+    assert {name.removeprefix("no_") for name in models} == switches
+    without_transformer = models.pop("no_transformer")
+    assert (without_transformer["transformer"], without_transformer["adaptive_mask"]) == (False, None)
+    for name, model in models.items():
+        assert {field for field in switches if model[field] is not True} == {name.removeprefix("no_")}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_architectures_of_one_family_compare_at_one_size(path: Path) -> None:
+    """A base's own options go on for its architecture alone: `fast` is a joint_unet of depth 5."""
+    space = SearchSpace.load(path)
+    family = [space.experiment(name, {}).model for name in space.architectures]
+    unets = [model.model_dump() for model in family if model.name in ("unet", "attention_unet", "joint_unet")]
+    assert len({(unet["width"], unet["depth"], unet["norm"]) for unet in unets}) <= 1
 
 
 def test_every_question_has_its_space() -> None:
@@ -326,7 +358,11 @@ ALL = ["unet", "classifier", "joint_unet"]
         ({"trails": 3}, "trails: no such field; fields: name, architectures"),
         ({"architectures": ["unet", "vgg"]}, "'vgg' is not an architecture; known: attention_unet"),
         ({"architectures": {"unet": {"model.widht": 8}}}, "unet: model: widht: no such field"),
-        ({"architectures": {"unet": {"model.name": "joint_unet"}}}, "listed under `architectures`"),
+        ({"architectures": {"unet": {"model.name": "joint_unet"}}}, "no other architecture's name"),
+        ({"architectures": {"../up": {"model.name": "unet"}}}, "'../up' cannot stand for unet: expected letters"),
+        ({"architectures": {"plain": {"model.name": "vgg"}}}, "'vgg' is not an architecture"),
+        ({"architectures": {"plain": {}}}, "says which it is: {model.name: attention_unet}"),
+        ({"architectures": ["cascade"]}, "braintum cascade --help"),
         ({"architectures": {"unet": {"training.seed": 1}}}, "training.seed: has no effect"),
         ({"architectures": ["unet", "unet"]}, "an architecture stands there twice"),
         ({"architectures": None}, "architectures: missing"),
