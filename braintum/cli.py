@@ -61,7 +61,10 @@ def ingest_folder(
     licence: Annotated[str | None, typer.Option(help="Licence of the images, for the card.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Ingests images, masks and labels listed in a CSV manifest."""
+    """Ingests images, masks and labels listed in a CSV manifest.
+
+    Masks hold 0, 1 (tumour) and 2 (oedema), or are pictures of a white tumour on black.
+    """
     from braintum.console import print_card
     from braintum.data.ingest import folder
 
@@ -165,8 +168,9 @@ def cascade(
         if config is None and not any(setting.partition("=")[0].strip() == "model.name" for setting in of_part[part]):
             raise ConfigError(f"--{part}: missing; give a configuration, or at least --set {part}.model.name=NAME")
         try:
-            crop = ["data.region=crop"] if part == "classifier" and sees_whole(config) else []
-            stages[part] = experiment_of(config, [*crop, *of_part[part]])
+            stages[part] = experiment_of(config, of_part[part])
+            if part == "classifier" and sees_whole(config) and "segmentation" not in stages[part].model.tasks:
+                stages[part] = experiment_of(config, ["data.region=crop", *of_part[part]])
         except ConfigError as error:
             raise ConfigError(f"{part}: {error}") from None
     from braintum.console import print_crossval
@@ -230,21 +234,22 @@ def models(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Lists the architectures, their options, and `cascade`; or measures them: size, GFLOPs, speed, memory."""
+    """Lists the architectures and `cascade`, or the options of those named; or measures size, GFLOPs, speed, memory."""
     if benchmark:
         _benchmark(names or architectures(), 256 if size is None else size, as_json)
         return
     if size is not None:
         raise ConfigError(f"--size {size}: has no effect without --benchmark; leave it out")
-    from braintum.console import print_models
+    from braintum.console import print_models, print_options
 
     listing = {
         name: _CASCADE if name == "cascade" else _about_model(name) for name in names or [*architectures(), "cascade"]
     }
-    _show(listing, as_json, print_models)
+    _show(listing, as_json, print_options if names else print_models)
 
 
 _CASCADE: dict[str, Any] = {
+    "about": "Any segmenter, then any classifier on the crop around what it found; a command of its own.",
     "tasks": ["classification", "segmentation"],
     "options": {},
     "composition": ["segmenter", "classifier"],
@@ -252,26 +257,36 @@ _CASCADE: dict[str, Any] = {
 
 
 def _about_model(name: str) -> dict[str, Any]:
-    """An architecture's tasks and options."""
-    model = Experiment.load(None, {"model.name": name}).model
+    """What an architecture is, its tasks, and its options at the default size of slices."""
+    from braintum.console import allowed
+
+    cls, model = model_config_class(name), Experiment.load(None, {"model.name": name}).model
+    schema = cls.model_json_schema()["properties"]
     return {
+        "about": (cls.__doc__ or "").partition("\n")[0],
         "tasks": sorted(model.tasks),
         "options": {
-            field: {"default": getattr(model, field), "description": info.description or ""}
-            for field, info in model_config_class(name).model_fields.items()
+            field: {
+                "default": getattr(model, field), "values": allowed(schema[field]),
+                "description": info.description or "",
+            }
+            for field, info in cls.model_fields.items()
             if field != "name"
         },
-    }
+    }  # fmt: skip
 
 
 def _benchmark(names: list[str], side: int, as_json: bool) -> None:
-    """Exits with 1 where one of the architectures could not be measured."""
+    """Exits with 1 where the measuring of an architecture failed. Raises ConfigError where none takes the size."""
     from braintum.console import print_benchmark
     from braintum.training.benchmark import benchmark
     from braintum.training.progress import Progress
 
     with _stdout_for(as_json), Progress("models") as progress:
         measured = benchmark(names, side, progress)
+    refused = [row["refused"] for row in measured["architectures"].values() if "refused" in row]
+    if len(refused) == len(measured["architectures"]):
+        raise ConfigError(refused[0])
     _show(measured, as_json, print_benchmark)
     if any("failure" in row for row in measured["architectures"].values()):
         raise typer.Exit(1)

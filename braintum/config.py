@@ -51,9 +51,11 @@ class Experiment(Part):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.data.image_size % self.model.divisor:
+            below = self.data.image_size // self.model.divisor * self.model.divisor
             raise ValueError(
                 f"data.image_size: {self.data.image_size} is not divisible by {self.model.divisor}, "
-                f"which {self.model.name} needs with these options"
+                f"which {self.model.name} needs with these options; nearest are "
+                + " and ".join(str(side) for side in (below, below + self.model.divisor) if side >= self.model.smallest)
             )
         if self.data.image_size < self.model.smallest:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -70,16 +71,48 @@ def print_study(summary: Mapping[str, Any]) -> None:
 
 
 def print_models(listing: Mapping[str, Any]) -> None:
-    """The registered architectures, their tasks and options; compositions and their parts."""
+    """The registered architectures and compositions, a line each."""
+    table = Table("architecture", "tasks", "")
+    for name, model in listing.items():
+        more = " (or both: model.classify)" if model["options"].get("classify", {}).get("default") is False else ""
+        table.add_row(name, ", ".join(model["tasks"]) + more, model["about"])
+    _print(table)
+    print("options of one: braintum models NAME")
+
+
+def print_options(listing: Mapping[str, Any]) -> None:
+    """The options of architectures; of a composition its parts."""
     for name, model in listing.items():
         if "composition" in model:
             print(f"{name}: {' and '.join(model['tasks'])}, by any {', then any '.join(model['composition'])}")
             print(f"a command of its own: braintum {name} --help")
             continue
-        table = Table("option", "default", "", title=f"{name}: {' and '.join(model['tasks'])}", title_justify="left")
+        title = f"{name}: {' and '.join(model['tasks'])}"
+        table = Table("option", "default", "values", "", title=title, title_justify="left")
         for option, about in model["options"].items():
-            table.add_row(f"model.{option}", str(about["default"]), about["description"])
+            table.add_row(f"model.{option}", _yaml(about["default"]), about["values"], about["description"])
         _print(table)
+
+
+def _yaml(value: Any) -> str:
+    """A setting as it stands in a file."""
+    return json.dumps(value).strip('"')
+
+
+def allowed(option: Mapping[str, Any]) -> str:
+    """What an option's JSON Schema allows, beside null, in words."""
+    words = []
+    for kind in option.get("anyOf", [option]):
+        if "enum" in kind:
+            words.append(", ".join(map(_yaml, kind["enum"])))
+        elif kind.get("type") == "boolean":
+            words.append("true, false")
+        elif kind.get("type") in ("integer", "number"):
+            bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+            words.append(", ".join(f"{sign} {kind[bound]:g}" for bound, sign in bounds.items() if bound in kind))
+        elif kind.get("type") == "array":
+            words.append("a list")
+    return " or ".join(filter(None, words))
 
 
 def print_benchmark(measured: Mapping[str, Any]) -> None:
@@ -94,7 +127,9 @@ def print_benchmark(measured: Mapping[str, Any]) -> None:
     print(machine_line(measured["machine"]))
     for name, row in rows.items():
         if "failure" in row:
-            print(f"not measured: {name}, {row['failure']}")
+            print(f"failed: {name}, {row['failure']}")
+        if "refused" in row:
+            print(f"not measured: {row['refused']}")
 
 
 BENCHMARK_COLUMNS = ("parameters", "GFLOPs a slice", "training, slices/s", "inference, slices/s", "peak memory, MB")

@@ -1,7 +1,8 @@
 """Cross-validates a cascade: a segmenter, then a classifier of the crop that it finds, scored as one model.
 
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
-        python jobs/cascade.py --data URL --out URL --segmenter best/unet.yaml --classifier best/classifier.yaml
+        python jobs/cascade.py --data URL --out URL --segmenter STUDY/best/unet.yaml \
+        --classifier STUDY/best/classifier.yaml
 
 Arguments are those of `braintum cascade` (braintum/cli.py), which calls braintum.training.cascade.cascade. After
 `ray job stop` the same command with `--resume` goes on without repeating finished epochs.

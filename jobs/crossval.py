@@ -1,7 +1,7 @@
 """Cross-validates one Experiment: a training a fold.
 
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
-        python jobs/crossval.py --data URL --out URL --config best/joint_unet.yaml
+        python jobs/crossval.py --data URL --out URL --config STUDY/best/joint_unet.yaml
 
 Arguments are those of `braintum crossval` (braintum/cli.py), which calls braintum.training.crossval.crossval. After
 `ray job stop` the same command with `--resume` goes on without repeating finished epochs.

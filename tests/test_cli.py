@@ -105,7 +105,8 @@ def test_a_command_line_that_cannot_be_read(capfd: pytest.CaptureFixture[str], c
         (["--set", "segmenter.optim.lrr=1"], "segmenter: fast: optim.lrr: no such field"),
         (["--set", "segmenter.model.name=classifier"], "segmenter: model.name: classifier has classification only"),
         (["--set", "segmenter.data.region=crop"], "segmenter: fast: data.region: 'crop' would show joint_unet what"),
-        (["--set", "classifier.model.name=unet"], "classifier: fast: data.region: 'crop' would show unet what it has"),
+        (["--set", "classifier.model.name=unet"], "classifier: model.name: unet has segmentation only; choose anot"),
+        (["--set", "classifier.model.name=joint_unet"], "joint_unet segments too, and would be shown what it has to"),
         (["--set", "classifier.loss.segmentation=dice"], "classifier: --set loss.segmentation: has no effect"),
         (["--set", "classifier.data.region=whole"], "classifier: data.region: 'whole': a cascade's classifier sees"),
     ],
@@ -262,7 +263,12 @@ def test_models_and_schema_are_for_programs_too(capfd: pytest.CaptureFixture[str
     assert main(["models"]) == 0
     shown = capfd.readouterr().out
     assert all(name in shown for name in listing)
+    assert "braintum models NAME" in shown
+    assert main(["models", "cascade", "unet"]) == 0
+    shown = capfd.readouterr().out
     assert "cascade: classification and segmentation, by any segmenter, then any classifier" in shown
+    assert "none, gate, cbam, se" in shown
+    assert listing["unet"]["options"]["depth"]["values"] == "≥ 1, ≤ 7"
     assert main(["models", "classifier", "--json"]) == 0
     assert json.loads(capfd.readouterr().out) == {"classifier": listing["classifier"]}
     assert main(["models", "cascade", "unet", "--json"]) == 0

@@ -25,7 +25,7 @@ class ClassifierConfig(SliceClassifierConfig):
     name: str = "classifier"
     width: int = Field(64, ge=1, description="channels of the first stage")
     depth: int = Field(4, ge=1, le=7, description="downsamplings; 4 gives 64 to 1024 channels at width 64")
-    norm: Literal["batch", "instance", "group"] = "batch"
+    norm: Literal["batch", "instance", "group"] = Field("batch", description="behind every convolution of the stages")
     hidden: int = Field(256, ge=1, description="units of the hidden dense layer")
     dropout: float = Field(0.5, ge=0, lt=1, description="before the last dense layer")
 

@@ -23,7 +23,7 @@ class UNetConfig(SegmenterConfig):
     name: str = "unet"
     width: int = Field(64, ge=1, description="channels of the first stage")
     depth: int = Field(4, ge=1, le=7, description="downsamplings; 4 gives 64 to 1024 channels at width 64")
-    norm: Literal["batch", "instance", "group"] = "batch"
+    norm: Literal["batch", "instance", "group"] = Field("batch", description="behind every convolution of the stages")
     attention: Literal["none", "gate", "cbam", "se"] = Field("none", description="what filters each skip")
     attention_width: float | None = Field(
         None, gt=0, le=1, description="inner channels of the attention, as a share of the skip's; needs attention"

@@ -49,8 +49,8 @@ PATIENCE = 600.0
 def benchmark(names: Sequence[str], side: int, progress: Progress) -> dict[str, Any]:
     """Measures architectures one after another on slices of `side` × `side`.
 
-    `architectures` of the result holds by name what `measure` gives, or `failure`: why there is nothing. Raises
-    ConfigError for a name that is none.
+    `architectures` of the result holds by name what `measure` gives, or why there is nothing: `refused`, the size, or
+    `failure`. Raises ConfigError for a name that is none.
     """
     for name in names:
         model_config_class(name)
@@ -187,7 +187,7 @@ def _in_a_process(name: str, side: int) -> dict[str, Any]:
     try:
         _experiment(name, side)
     except ConfigError as error:  # a size that it does not take
-        return {**tasks, "failure": str(error)}
+        return {**tasks, "refused": str(error)}
     command = [sys.executable, "-m", __name__, name, str(side)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)  # noqa: S603 - known words

@@ -103,6 +103,11 @@ def refuse_parts(segmenter: Experiment, classifier: Experiment) -> None:
         name, tasks = experiment.model.name, experiment.model.tasks
         if task not in tasks:
             raise ConfigError(f"{part}: model.name: {name} has {' and '.join(sorted(tasks))} only; choose another")
+    if "segmentation" in classifier.model.tasks:
+        raise ConfigError(
+            f"classifier: model.name: {classifier.model.name} segments too, and would be shown what it has to find; "
+            "choose one that only classifies"
+        )
     if classifier.data.region != "crop":
         raise ConfigError(
             f"classifier: data.region: {classifier.data.region!r}: a cascade's classifier sees crops around what its "
