@@ -1,4 +1,4 @@
-"""What every network returns, and what one with pre-trained weights of other names offers."""
+"""What every network returns, and what one offers whose pre-trained weights have other names or sizes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,18 @@ class Translates(Protocol):
     def pretrained(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A file's tensors by the names of this network's state dict; names it does not know are left out.
 
-        Nothing is copied into the network. Shapes need not fit: the caller takes those that do, and folds the first
-        convolution. Values are the file's own tensors or made of them by differentiable operations (cut, joined,
+        Nothing is copied into the network. Shapes need not fit: the caller takes those that do, and folds convolutions
+        of the image. Values are the file's own tensors or made of them by differentiable operations (cut, joined,
         interpolated), so that the caller can tell which of the file's tensors were used.
+        """
+
+
+@runtime_checkable
+class Resizes(Protocol):
+    """A network some of whose weights have sizes that follow from the slices'."""
+
+    def resized(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by the names of this network's state dict, those of another size of slices at this network's size.
+
+        All others, and names it does not know, as they are. Made by differentiable operations, as in `Translates`.
         """

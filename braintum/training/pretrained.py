@@ -1,8 +1,9 @@
 """Weights that a training starts from (`model.init_from`): of a checkpoint of braintum's, or of any safetensors file.
 
 The names in a checkpoint are ours. Those in another file are the network's to translate (`Translates`); where it does
-not, or nothing comes of it, they are tried as they stand, then below `encoder.`. Only safetensors files are read: a
-pickled file can run code when it is opened. Of their tensors those of floating point are taken, as float32.
+not, or nothing comes of it, they are tried as they stand, then below `encoder.`. What follows from the slice's size is
+the network's to resize (`Resizes`), also in a checkpoint. Only safetensors files are read: a pickled file can run code
+when it is opened. Of their tensors those of floating point are taken, as float32.
 
 C channels of the image, F of the file's images.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import safetensors
@@ -20,15 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from braintum import storage
-from braintum.models.output import Translates
+from braintum.models.output import Resizes, Translates
 from braintum.models.registry import ModelConfig
 from braintum.settings import ConfigError
 from braintum.training.checkpoint import read_metadata
 from braintum.training.provenance import UNKNOWN, Provenance, provenance_of
 
 _DAMAGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What reading or translating odd tensors raises."""
+"""What reading, translating or resizing odd tensors raises."""
 _DAMAGED = "the file may be damaged, or of another kind of network; use another one"
+_SIZES = ("layers", "stages", "blocks", "depth", "width", "growth")
+"""Options that say how deep and wide a network is, of those that have them."""
 
 
 @dataclass(frozen=True)
@@ -54,29 +57,34 @@ class Initialised:
 def initialise(network: nn.Module, config: ModelConfig, in_channels: int) -> Initialised:
     """Copies what fits of the file at `config.init_from` into the network, which may be on the meta device.
 
-    A tensor fits where name and shape are the network's. The first convolution's also fits with another number of
-    input channels: it is folded (see `folded`). Raises ConfigError for a file that cannot be read, is no safetensors
-    file, has values that are not finite, or of which no parameter fits.
+    `config` is what the network was built from, for `in_channels`. A tensor fits where name and shape are the
+    network's. A convolution of the image also fits with another number of input channels: it is folded (see `folded`).
+    Other weights of what reads the image, and of heads, are left fresh where their shape is another.
+
+    Raises ConfigError for a file that cannot be read, is no safetensors file, has values that are not finite, has a
+    tensor of another shape elsewhere, or nothing for a parameter of two or more axes: those of one fit by chance.
     """
     assert config.init_from is not None
     content = _read(config.init_from)
     weights, trained_on = _load(content, config.init_from)
-    ways = [weights, {f"encoder.{name}": value for name, value in weights.items()}]
-    if isinstance(network, Translates) and trained_on is None:
-        try:
-            ways.insert(0, network.pretrained(weights))
-        except _DAMAGE as error:
-            raise ConfigError(
-                f"model.init_from: {config.init_from}: {config.name} cannot translate it ({_reason(error)}); {_DAMAGED}"
-            ) from error
     own, parameters = network.state_dict(), dict(network.named_parameters())
-    first = _first_convolution(network, in_channels)
-    fits = (_fitting(named, own, first) for named in ways)
-    taken = next((fit for fit in fits if fit.keys() & parameters.keys()), None)
-    if taken is None:
+    matrices = {name for name, value in parameters.items() if value.dim() > 1}
+    for named in _ways(network, weights, config, ours=trained_on is not None):
+        taken, misfits = _fitting(named, own, config, in_channels)
+        if not matrices.isdisjoint([*taken, *misfits]):
+            break
+    else:
         raise ConfigError(
             f"model.init_from: {config.init_from}: nothing in it fits {config.name}, which has {_examples(own)}; "
             f"it has {_examples(weights)}"
+        )
+    if misfits:
+        name = misfits[0]
+        options = [f"model.{option}" for option in _SIZES if option in type(config).model_fields]
+        raise ConfigError(
+            f"model.init_from: {config.init_from}: {name} is {list(named[name].shape)} in it and "
+            f"{list(own[name].shape)} in {config.name}; it looks like another depth or width; "
+            + (f"set {', '.join(options)} to what it has, or use another file" if options else "use another file")
         )
     with torch.no_grad():
         for name, value in taken.items():
@@ -141,26 +149,69 @@ def _load(content: bytes, url: str) -> tuple[dict[str, Tensor], Provenance | Non
     return weights, provenance
 
 
-def _fitting(named: Mapping[str, Tensor], own: Mapping[str, Tensor], first: str | None) -> dict[str, Tensor]:
-    """Those tensors that the network has a place for, with its shapes."""
-    found = {}
-    for name, value in named.items():
-        if name not in own:
-            continue
-        shape, target = value.shape, own[name].shape
-        if shape == target:
-            found[name] = value
-        elif name == first and len(shape) == 4 and shape[1] and (shape[0], *shape[2:]) == (target[0], *target[2:]):
-            found[name] = folded(value, target[1])
-    return found
+def _ways(
+    network: nn.Module, weights: Mapping[str, Tensor], config: ModelConfig, ours: bool
+) -> Iterator[Mapping[str, Tensor]]:
+    """The file's tensors by what may be the network's names, likeliest first; `ours`: a checkpoint of braintum's."""
+    try:
+        if isinstance(network, Translates) and not ours:
+            yield network.pretrained(weights)
+        for prefix in ("", "encoder."):
+            named = {prefix + name: value for name, value in weights.items()}
+            yield network.resized(named) if isinstance(network, Resizes) else named
+    except _DAMAGE as error:
+        raise ConfigError(
+            f"model.init_from: {config.init_from}: {config.name} cannot translate it ({_reason(error)}); {_DAMAGED}"
+        ) from error
 
 
-def _first_convolution(network: nn.Module, in_channels: int) -> str | None:
-    """The name of the weights of the first convolution, which reads the image."""
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d) and module.in_channels == in_channels and module.groups == 1:
-            return f"{name}.weight"
-    return None
+def _fitting(
+    named: Mapping[str, Tensor], own: Mapping[str, Tensor], config: ModelConfig, in_channels: int
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Those tensors that the network has a place for, with its shapes, and the names of those whose shape is another.
+
+    Without those that may have another shape: of what reads the image, and of heads.
+    """
+    found = {name: named[name] for name, value in own.items() if name in named and named[name].shape == value.shape}
+    others = [name for name in own if name in named and name not in found]
+    readers, heads = _flexible(config, in_channels) if others else (set(), set())
+    misfits = []
+    for name in others:
+        shape, target = named[name].shape, own[name].shape
+        if _module(name) in readers:
+            same_but_channels = len(shape) == 4 and (shape[0], *shape[2:]) == (target[0], *target[2:])
+            if same_but_channels and shape[1] and target[1] == in_channels:
+                found[name] = folded(named[name], in_channels)
+        elif _part(name) not in heads:
+            misfits.append(name)
+    return found, misfits
+
+
+def _flexible(config: ModelConfig, in_channels: int) -> tuple[set[str], set[str]]:
+    """The modules that read the image, and the parts that are heads or have them.
+
+    They are those whose shapes are others in a network for another number of channels, or of classes and masks.
+    """
+
+    def shapes(channels: int, outputs: int) -> set[tuple[str, torch.Size]]:
+        with torch.device("meta"):
+            state = config.build(channels, outputs, outputs).state_dict()
+        return {(name, value.shape) for name, value in state.items()}
+
+    usual = shapes(in_channels, 2)
+    readers = {_module(name) for name, _ in usual ^ shapes(in_channels + 1, 2)}
+    heads = {_part(name) for name, _ in usual ^ shapes(in_channels, 3)}
+    return readers, heads
+
+
+def _module(name: str) -> str:
+    """The module that a tensor of the state dict belongs to."""
+    return name.rpartition(".")[0]
+
+
+def _part(name: str) -> str:
+    """The part of the network, one of its direct children, that a tensor of the state dict belongs to."""
+    return name.partition(".")[0]
 
 
 def _used(sources: Mapping[str, Tensor], taken: Sequence[Tensor]) -> set[str]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import fsspec
 import pytest
@@ -23,11 +23,11 @@ from braintum import storage
 from braintum.config import Experiment
 from braintum.data.table import SliceTable, load_table
 from braintum.models.output import Output, Translates
-from braintum.models.registry import ModelConfig, architectures, model_config_class, resolve_model
+from braintum.models.registry import ModelConfig, architectures, model_config_class
 from braintum.settings import ConfigError
 from braintum.training.checkpoint import CheckpointError, load_model, save_model
 from braintum.training.fit import Fit
-from braintum.training.pretrained import folded, initialise
+from braintum.training.pretrained import Initialised, folded, initialise
 from braintum.training.progress import Progress
 from braintum.training.run import RunSpec, run
 
@@ -54,10 +54,26 @@ def saved_unet(place: Path, name: str = "unet", num_classes: int = 3, **options:
     return url, weights
 
 
-def starting(url: str) -> ModelConfig:
-    config = resolve_model({"name": "unet", "init_from": url})
-    assert isinstance(config, ModelConfig)
-    return config
+def starting(url: str, build: Callable[[int, int], nn.Module]) -> ModelConfig:
+    """Options of a network of a test's own; `build` is told the numbers of channels and of classes."""
+
+    class Brought(ModelConfig):
+        width: int = 8
+
+        def build(self, in_channels: int, num_classes: int, num_masks: int) -> nn.Module:
+            return build(in_channels, num_classes)
+
+    return Brought(name="brought", init_from=url)
+
+
+def begun(url: str, build: Callable[[int, int], nn.Module], num_classes: int = 2) -> tuple[Any, Initialised]:
+    """A network of a test's own, for grey images, that has begun with a file; and what it took."""
+    network = build(1, num_classes)
+    return network, initialise(network, starting(url, build), 1)
+
+
+def linear(*_: int) -> nn.Module:
+    return nn.Linear(2, 2)
 
 
 class Residual(nn.Module):
@@ -84,17 +100,17 @@ class ResNet(nn.Module):
 
 
 class Segmenter(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
-        self.encoder, self.mask = ResNet(1, 2), nn.Conv2d(8, 1, 1)
+        self.encoder, self.mask = ResNet(in_channels, num_classes), nn.Conv2d(8, 1, 1)
 
 
 class Transformer(nn.Module):
     """Names of its own: the file joins queries, keys and values, and has positions of another grid."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
-        self.embed = nn.Conv2d(1, 8, 4, 4)
+        self.embed = nn.Conv2d(in_channels, 8, 4, 4)
         self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
         self.position_1DHW = nn.Parameter(torch.zeros(1, 8, 4, 4))
 
@@ -131,9 +147,10 @@ def resnet_file(place: Path) -> tuple[str, dict[str, Tensor]]:
 
 def test_a_checkpoint_of_other_classes_gives_all_but_its_head(tmp_path: Path) -> None:
     url, weights = saved_unet(tmp_path, "joint_unet", num_classes=2)
-    network = experiment_of("joint_unet").model.build(1, 4, 1)
+    config = experiment_of("joint_unet", model__init_from=url).model
+    network = config.build(1, 4, 1)
     head = {name: value.clone() for name, value in network.state_dict().items() if name.startswith("classifier.")}
-    found = initialise(network, starting(url), 1)
+    found = initialise(network, config, 1)
     assert set(found.fresh) == set(found.unused) == set(head)
     assert set(found.taken) == weights.keys() - head.keys()
     for name, value in network.state_dict().items():
@@ -144,8 +161,7 @@ def test_a_checkpoint_of_other_classes_gives_all_but_its_head(tmp_path: Path) ->
 @pytest.mark.parametrize("prefix", ["", "encoder."])
 def test_torchvisions_names_fit_a_network_and_an_encoder(tmp_path: Path, prefix: str) -> None:
     url, weights = resnet_file(tmp_path)
-    network = Segmenter() if prefix else ResNet(1, 2)
-    found = initialise(network, starting(url), 1)
+    network, found = begun(url, Segmenter if prefix else ResNet)
     own = network.state_dict()
     assert torch.equal(own[f"{prefix}layer1.0.conv1.weight"], weights["layer1.0.conv1.weight"])
     assert torch.equal(own[f"{prefix}bn1.running_var"], weights["bn1.running_var"])
@@ -158,8 +174,7 @@ def test_grey_images_are_answered_as_in_colour(tmp_path: Path) -> None:
     url, weights = resnet_file(tmp_path)
     grey_B1HW = torch.rand(2, 1, 32, 32)
     expected = F.conv2d(grey_B1HW.repeat(1, 3, 1, 1), weights["conv1.weight"])
-    network = ResNet(1, 2)
-    initialise(network, starting(url), 1)
+    network, _ = begun(url, ResNet)
     torch.testing.assert_close(F.conv2d(grey_B1HW, network.conv1.weight), expected, rtol=1e-4, atol=1e-4)
     two = F.conv2d(grey_B1HW.repeat(1, 2, 1, 1), folded(weights["conv1.weight"], 2))
     six = F.conv2d(grey_B1HW.repeat(1, 6, 1, 1), folded(weights["conv1.weight"], 6))
@@ -167,12 +182,52 @@ def test_grey_images_are_answered_as_in_colour(tmp_path: Path) -> None:
     torch.testing.assert_close(two.mean(), expected.mean(), rtol=0.05, atol=0)
 
 
-def test_only_the_first_convolution_is_folded(tmp_path: Path) -> None:
+class ReadsTwice(nn.Module):
+    """Two convolutions read the image, a third one the two masks of a first guess; `wide`: as many as channels."""
+
+    def __init__(self, in_channels: int, wide: bool = False) -> None:
+        super().__init__()
+        masks = in_channels if wide else 2
+        self.guess, self.image = nn.Conv2d(in_channels, masks, 1), nn.Conv2d(in_channels, 4, 3, padding=1)
+        self.masks = nn.Conv2d(masks, 4, 3, padding=1)
+        self.head = nn.Conv2d(4, 1, 1)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        logits: Tensor = self.head(F.relu(self.image(image_BCHW) + self.masks(self.guess(image_BCHW))))
+        return logits
+
+
+def test_every_convolution_of_the_image_is_folded(tmp_path: Path) -> None:
     url = str(tmp_path / "file.safetensors")
-    safetensors.torch.save_file({"0.weight": torch.rand(4, 3, 3, 3), "1.weight": torch.rand(4, 8, 3, 3)}, url)
-    found = initialise(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)), starting(url), 1)
-    assert (found.taken, found.unused) == (("0.weight",), ("1.weight",))
-    assert set(found.fresh) == {"0.bias", "1.weight", "1.bias"}
+    source = ReadsTwice(3)
+    safetensors.torch.save_file(source.state_dict(), url)
+    network, found = begun(url, lambda channels, _: ReadsTwice(channels))
+    assert (found.fresh, found.unused) == ((), ())
+    grey_B1HW = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(network(grey_B1HW), source(grey_B1HW.repeat(1, 3, 1, 1)))
+
+
+def test_no_other_convolution_is_folded(tmp_path: Path) -> None:
+    """Though it has as many input channels as the image, and the file's has as many as the file's image."""
+    url = str(tmp_path / "file.safetensors")
+    source = ReadsTwice(3, wide=True).state_dict()
+    safetensors.torch.save_file({name: x for name, x in source.items() if not name.startswith("guess")}, url)
+
+    def build(channels: int, _: int) -> nn.Module:
+        network = ReadsTwice(channels)
+        network.masks = nn.Conv2d(1, 4, 3, padding=1)
+        return network
+
+    says = r"masks.weight is \[4, 3, 3, 3\] in it and \[4, 1, 3, 3\] in brought; it looks like another depth or width;"
+    with pytest.raises(ConfigError, match=f"^model.init_from: {url}: {says} set model.width to what it has, or use"):
+        begun(url, build)
+
+
+def test_a_stem_of_another_kind_is_left_fresh(tmp_path: Path) -> None:
+    url, weights = resnet_file(tmp_path)
+    safetensors.torch.save_file({**weights, "conv1.weight": torch.rand(8, 3, 3, 3)}, url)
+    _, found = begun(url, ResNet)
+    assert found.fresh == ("conv1.weight", "fc.weight", "fc.bias")
 
 
 def test_a_network_translates_names_of_its_own(tmp_path: Path) -> None:
@@ -186,30 +241,28 @@ def test_a_network_translates_names_of_its_own(tmp_path: Path) -> None:
     }
     url = str(tmp_path / "vit.safetensors")
     safetensors.torch.save_file(weights, url)
-    network = Transformer()
-    found = initialise(network, starting(url), 1)
+    network, found = begun(url, Transformer)
     assert (found.fresh, found.unused) == ((), ("head.weight",))
     assert torch.equal(network.key.weight, weights["attn.qkv.weight"][8:16])
     assert network.embed.weight.shape == (8, 1, 4, 4)
     assert network.key.weight.requires_grad
     assert network.key.weight.is_leaf
     with torch.device("meta"):
-        assert initialise(Transformer(), starting(url), 1) == found, "what is said before is what is done"
+        assert begun(url, Transformer)[1] == found, "what is said before is what is done"
     own = str(tmp_path / "own.safetensors")
     safetensors.torch.save_file(network.state_dict(), own)
-    assert initialise(Transformer(), starting(own), 1).fresh == (), "names that it does not know may be its own"
+    assert begun(own, Transformer)[1].fresh == (), "names that it does not know may be its own"
     checkpoint = str(tmp_path / "checkpoint.safetensors")
     save_model(checkpoint, weights, experiment_of("unet"), in_channels=3, classes=("a",), masks=())
     with pytest.raises(ConfigError, match="nothing in it fits"):  # a checkpoint's names are ours
-        initialise(Transformer(), starting(checkpoint), 1)
+        begun(checkpoint, Transformer)
 
 
 def test_half_precision_is_taken(tmp_path: Path) -> None:
     url = str(tmp_path / "half.safetensors")
     half = {"weight": torch.rand(2, 2).half(), "bias": torch.rand(2).bfloat16()}
     safetensors.torch.save_file(half, url)
-    network = nn.Linear(2, 2)
-    initialise(network, starting(url), 1)
+    network, _ = begun(url, linear)
     assert torch.equal(network.weight, half["weight"].float())
 
 
@@ -217,20 +270,40 @@ def test_the_share_is_of_numbers_not_of_names(tmp_path: Path) -> None:
     def said(**shapes: tuple[int, ...]) -> str:
         url = str(tmp_path / "part.safetensors")
         safetensors.torch.save_file({name: torch.rand(shape) for name, shape in shapes.items()}, url)
-        return str(initialise(nn.Linear(1023, 1), starting(url), 1))
+        return str(begun(url, lambda *_: nn.Bilinear(1, 1023, 1))[1])
 
-    assert ": 1 tensors taken, 99 % of the weights; left fresh: bias; not used: none; what it " in said(
-        weight=(1, 1023)
-    )
-    assert ": 1 tensors taken, less than 1 % of the weights; left fresh: weight;" in said(bias=(1,))
-    assert ": 2 tensors taken, 100 % of the weights; left fresh: none;" in said(weight=(1, 1023), bias=(1,))
+    weight = (1, 1, 1023)
+    assert ": 1 tensors taken, 99 % of the weights; left fresh: bias; not used: none; what it " in said(weight=weight)
+    assert ": 2 tensors taken, 100 % of the weights; left fresh: none;" in said(weight=weight, bias=(1,))
+    url = str(tmp_path / "part.safetensors")
+    safetensors.torch.save_file({"1.weight": torch.rand(1, 1)}, url)
+    found = begun(url, lambda *_: nn.Sequential(nn.Linear(999, 1), nn.Linear(1, 1)))[1]
+    assert ": 1 tensors taken, less than 1 % of the weights; left fresh: 0.weight, 0.bias, 1.bias;" in str(found)
+
+
+def test_what_fits_by_chance_is_not_enough(tmp_path: Path) -> None:
+    """Norms and biases have one axis: that of some network or other is as long."""
+    url = str(tmp_path / "file.safetensors")
+    norm = {"1.weight": torch.rand(8), "1.bias": torch.rand(8)}
+    safetensors.torch.save_file({**norm, "blocks.0.weight": torch.rand(8, 8)}, url)
+    longer = str(tmp_path / "longer.safetensors")
+    safetensors.torch.save_file({"1.weight": torch.rand(9)}, longer)
+
+    def build(channels: int, _: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(channels, 8, 3), nn.GroupNorm(2, 8))
+
+    for file in (url, longer):
+        with pytest.raises(ConfigError, match=r"nothing in it fits brought, which has 0\.weight"):
+            begun(file, build)
+    safetensors.torch.save_file({**norm, "0.weight": torch.rand(8, 3, 3, 3)}, url)
+    assert begun(url, build)[1].taken == ("0.weight", "1.weight", "1.bias")
 
 
 def test_a_convolution_of_no_channels_is_not_taken(tmp_path: Path) -> None:
     url = str(tmp_path / "file.safetensors")
-    safetensors.torch.save_file({"weight": torch.rand(4, 0, 3, 3), "bias": torch.rand(4)}, url)
-    found = initialise(nn.Conv2d(1, 4, 3), starting(url), 1)
-    assert (found.taken, found.fresh, found.unused) == (("bias",), ("weight",), ("weight",))
+    safetensors.torch.save_file({"0.weight": torch.rand(4, 0, 3, 3), "1.weight": torch.rand(4, 4, 1, 1)}, url)
+    found = begun(url, lambda channels, _: nn.Sequential(nn.Conv2d(channels, 4, 3), nn.Conv2d(4, 4, 1)))[1]
+    assert (found.taken, found.unused) == (("1.weight",), ("0.weight",))
 
 
 def test_what_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
@@ -238,7 +311,7 @@ def test_what_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
     broken = torch.tensor([0.0, float("nan")])
     safetensors.torch.save_file({"weight": torch.rand(2, 2), "bias": broken, "more": broken.clone()}, url)
     with pytest.raises(ConfigError, match=f"^model.init_from: {url}: bias is NaN or infinite in places; the file may"):
-        initialise(nn.Linear(2, 2), starting(url), 1)
+        begun(url, linear)
 
 
 def written(place: Path, header: dict[str, Any], num_bytes: int) -> str:
@@ -250,40 +323,111 @@ def written(place: Path, header: dict[str, Any], num_bytes: int) -> str:
 
 
 def test_files_that_torch_cannot_write(tmp_path: Path) -> None:
-    bias = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-    url = written(tmp_path, {"__metadata__": None, "bias": bias}, 8)
-    assert initialise(nn.Linear(2, 2), starting(url), 1).taken == ("bias",)
+    weight = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+    url = written(tmp_path, {"__metadata__": None, "weight": weight}, 16)
+    assert begun(url, linear)[1].taken == ("weight",)
     with pytest.raises(CheckpointError, match="not a checkpoint of braintum"):
         load_model(url)
     for kind, shape in (("F8_E8M0", [4]), ("F4", [8])):
         url = written(tmp_path, {"bias": {"dtype": kind, "shape": shape, "data_offsets": [0, 4]}}, 4)
         with pytest.raises(ConfigError, match=rf"cannot be read \(KeyError: '{kind}'\); the file may be damaged"):
-            initialise(nn.Linear(2, 2), starting(url), 1)
+            begun(url, linear)
     for about in ("no JSON", "[]", '{"trained_on": [{"data": 1}]}', '{"trained_on": 3}'):
-        url = written(tmp_path, {"__metadata__": {"braintum": about}, "bias": bias}, 8)
+        url = written(tmp_path, {"__metadata__": {"braintum": about}, "weight": weight}, 16)
         with pytest.raises(ConfigError, match="cannot be read"):
-            initialise(nn.Linear(2, 2), starting(url), 1)
+            begun(url, linear)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
 def test_only_floating_point_is_taken(tmp_path: Path, dtype: torch.dtype) -> None:
     url = str(tmp_path / "file.safetensors")
-    safetensors.torch.save_file({"weight": torch.ones(2, 2, dtype=dtype), "bias": torch.rand(2)}, url)
-    assert initialise(nn.Linear(2, 2), starting(url), 1).taken == ("bias",)
+    safetensors.torch.save_file({"weight": torch.rand(2, 2), "bias": torch.ones(2, dtype=dtype)}, url)
+    assert begun(url, linear)[1].taken == ("weight",)
     safetensors.torch.save_file({"weight": torch.ones(2, 2, dtype=dtype)}, url)
-    with pytest.raises(ConfigError, match=r"nothing in it fits unet, .*; it has none$"):
-        initialise(nn.Linear(2, 2), starting(url), 1)
+    with pytest.raises(ConfigError, match=r"nothing in it fits brought, .*; it has none$"):
+        begun(url, linear)
+
+
+def small(name: str, side: int = 32, **options: Any) -> Experiment:
+    """An architecture with all its heads, as small as it comes; what follows from the side is left to do so."""
+    cls = model_config_class(name)
+    chosen = {field: value for field, value in cls.SMALL.items() if cls.model_fields[field].default is not None}
+    heads = {"classify": True} if "classify" in cls.model_fields else {}
+    return Experiment.from_dict({"data": {"image_size": side}, "model": {"name": name, **chosen, **heads, **options}})
+
+
+def save_small(url: str, experiment: Experiment, in_channels: int = 1) -> dict[str, Tensor]:
+    weights = experiment.model.build(in_channels, 3, 1).state_dict()
+    save_model(url, weights, experiment, in_channels=in_channels, classes=("a", "b", "c"), masks=("tumour",))
+    return weights
+
+
+def said_before(
+    experiment: Experiment, url: str, in_channels: int = 1, num_classes: int = 3, num_masks: int = 1
+) -> tuple[nn.Module, Initialised]:
+    """A network without numbers, and what it would take from the file."""
+    config = experiment.model.model_copy(update={"init_from": url})
+    with torch.device("meta"):
+        network = config.build(in_channels, num_classes, num_masks)
+    return network, initialise(network, config, in_channels)
+
+
+@pytest.fixture(scope="module", params=architectures())
+def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, dict[str, Tensor]]:
+    """Every architecture: its name, a checkpoint of it, and the weights in that."""
+    url = str(tmp_path_factory.mktemp("own") / "model.safetensors")
+    return request.param, url, save_small(url, small(request.param))
+
+
+def test_a_checkpoint_fits_other_classes_channels_and_sizes(
+    own: tuple[str, str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    """All but the heads of every architecture's checkpoint."""
+    name, url, weights = own
+    network, found = said_before(small(name), url, num_classes=5, num_masks=2)
+    heads = [key for key, value in network.named_parameters() if value.shape != weights[key].shape]
+    assert heads
+    assert list(found.fresh) == heads
+    assert said_before(small(name), url, in_channels=3)[1].fresh == ()
+    assert said_before(small(name, 48), url)[1].fresh == ()
+    back = str(tmp_path / "back.safetensors")
+    save_small(back, small(name, 48), in_channels=3)
+    assert said_before(small(name), back)[1].fresh == ()
+
+
+def test_a_checkpoint_of_another_width_is_refused(own: tuple[str, str, dict[str, Tensor]]) -> None:
+    name, url, _ = own
+    if "width" not in model_config_class(name).model_fields:
+        pytest.skip("its width is no option")
+    shapes = rf"\S+ is \[[\d, ]+\] in it and \[[\d, ]+\] in {name}"
+    with pytest.raises(
+        ConfigError, match=rf"^model.init_from: {url}: {shapes}; .* set .*model\.width.* to what it has"
+    ):
+        said_before(small(name, width=2 * model_config_class(name).SMALL["width"]), url)
+
+
+LAYERED = [name for name in architectures() if "layers" in model_config_class(name).model_fields]
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_a_published_file_of_another_depth_is_refused(name: str, tmp_path: Path) -> None:
+    url = str(tmp_path / "published.safetensors")
+    weights = small(name).model.build(1, 3, 1).state_dict()
+    encoder = {key.removeprefix("encoder."): x for key, x in weights.items() if key.startswith("encoder.")}
+    safetensors.torch.save_file(encoder, url)
+    assert said_before(small(name), url)[1].unused == ()
+    deeper = max(get_args(model_config_class(name).model_fields["layers"].annotation))
+    with pytest.raises(ConfigError, match=rf"encoder\.\S+ is .* in {name}; .* another depth .*; set model\.layers"):
+        said_before(small(name, layers=deeper), url)
 
 
 @pytest.fixture(scope="module")
-def translators() -> dict[str, nn.Module]:
+def translators() -> list[tuple[ModelConfig, nn.Module]]:
     """Every architecture that translates published names, as small as it comes."""
-    found = {}
-    for name in architectures():
-        small = {"name": name, **model_config_class(name).SMALL}
-        network = Experiment.from_dict({"data": {"image_size": 32}, "model": small}).model.build(1, 2, 1)
-        if isinstance(network, Translates):
-            found[name] = network
+    configs = [small(name).model for name in architectures()]
+    built = [(config, config.build(1, 2, 1)) for config in configs]
+    found = [(config, network) for config, network in built if isinstance(network, Translates)]
+    assert found
     return found
 
 
@@ -300,18 +444,16 @@ ODD: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 def test_odd_tensors_are_taken_or_refused_in_one_line(
-    tmp_path: Path, translators: dict[str, nn.Module], odd: Callable[[Tensor], Tensor]
+    tmp_path: Path, translators: list[tuple[ModelConfig, nn.Module]], odd: Callable[[Tensor], Tensor]
 ) -> None:
-    assert {"transunet", "swin_unet", "resnet"} <= translators.keys()
-
-    def said(network: nn.Module, url: str) -> str:
+    def said(config: ModelConfig, network: nn.Module) -> str:
         try:
-            return str(initialise(network, starting(url), 1))
+            return str(initialise(network, config.model_copy(update={"init_from": url}), 1))
         except ConfigError as error:
             return str(error)
 
     url = str(tmp_path / "odd.safetensors")
-    for network in translators.values():
+    for config, network in translators:
         own = network.state_dict()
         names = {**own, **{name.removeprefix("encoder."): value for name, value in own.items()}}  # published ones too
         for part in (
@@ -323,7 +465,7 @@ def test_odd_tensors_are_taken_or_refused_in_one_line(
         ):  # the rest as it should be
             file = {name: (odd(value) if part in name else value).clone() for name, value in names.items()}
             safetensors.torch.save_file(file, url)
-            text = said(network, url)
+            text = said(config, network)
             assert text.startswith(f"model.init_from: {url}: ")
             assert "\n" not in text
 
@@ -331,7 +473,7 @@ def test_odd_tensors_are_taken_or_refused_in_one_line(
 def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     def refused(url: str, says: str) -> None:
         with pytest.raises(ConfigError, match=f"^model.init_from: {url}: {says}"):
-            initialise(ResNet(1, 2), starting(url), 1)
+            begun(url, ResNet)
 
     refused(f"{tmp_path}/none.safetensors", "no such file")
     refused(str(tmp_path), "a folder; give a .safetensors file")
@@ -344,7 +486,8 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
         {"stem.weight": torch.rand(8, 3, 3, 3), "bn1.num_batches_tracked": torch.tensor(1)}, other
     )
     refused(
-        other, r"nothing in it fits unet, which has conv1.weight \[8, 1, 7, 7\].*; it has .*stem.weight \[8, 3, 3, 3\]"
+        other,
+        r"nothing in it fits brought, which has conv1.weight \[8, 1, 7, 7\].*; it has .*stem.weight \[8, 3, 3, 3\]",
     )
 
 
@@ -429,7 +572,8 @@ def _begin(rank: int, port: int, data: str, folder: str) -> None:
         except ConfigError as error:
             said.append(str(error))
         else:
-            safetensors.torch.save_file(fit.state_dict()["model"], f"{folder}/began-{rank}.safetensors")
+            began = {name: x.contiguous() for name, x in fit.state_dict()["model"].items()}  # of bfloat16 it is not
+            safetensors.torch.save_file(began, f"{folder}/began-{rank}.safetensors")
     storage.write_json(f"{folder}/said-{rank}.json", said)
     torch.distributed.destroy_process_group()
 

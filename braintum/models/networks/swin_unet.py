@@ -51,14 +51,19 @@ class SwinUNet(nn.Module):
         """
         own = self.state_dict()
         found: dict[str, Tensor] = {}
-        for name, value in _timm_names(weights).items():
-            if name.endswith(".relative_position_bias_table"):
-                value = resize_bias(value, self.window)
+        for name, value in self.resized(_timm_names(weights)).items():
             if name.startswith("norm.") and value.shape != self.encoder.norm.weight.shape:
                 continue
             places = (f"encoder.{name}", f"decoder.{name.removeprefix('layers.')}")
             found |= {place: value for place in places if place in own}
         return found
+
+    def resized(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Position biases for this network's window, interpolated; the rest as it is."""
+        return {
+            name: resize_bias(value, self.window) if name.endswith(".relative_position_bias_table") else value
+            for name, value in weights.items()
+        }
 
 
 class Encoder(nn.Module):

@@ -73,8 +73,14 @@ class TransUNet(nn.Module):
         if "pos_embed" in found:
             position_1TD = found["pos_embed"]
             num_positions = math.isqrt(position_1TD.shape[1]) ** 2  # what stands before these is the class token's
-            found["pos_embed"] = resize_positions(position_1TD[:, -num_positions:], self.grid, self.grid)
-        return found
+            found["pos_embed"] = position_1TD[:, -num_positions:]
+        return self.resized(found)
+
+    def resized(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Position embeddings for this network's grid, interpolated; the rest as it is."""
+        return {
+            name: resize_positions(x, self.grid, self.grid) if name == "pos_embed" else x for name, x in weights.items()
+        }
 
 
 def _timm_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
