@@ -114,11 +114,6 @@ def test_grid_follows_from_the_slices_size() -> None:
     assert config.for_size(128) == config
 
 
-def test_a_grid_that_is_not_known_is_refused() -> None:
-    with pytest.raises(ValueError, match="grid: not given; give it, or build"):
-        TransUNetConfig().build(1, 4, 1)
-
-
 @pytest.mark.parametrize("shape", [(32, 32), (96, 96), (48, 64)])
 def test_other_sizes_than_it_was_built_for(shape: tuple[int, int]) -> None:
     network = small(64, classify=True).eval()
