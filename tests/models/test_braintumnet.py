@@ -200,6 +200,13 @@ def test_the_window_follows_from_the_slice() -> None:
     assert options(256, transformer=False).window is None
 
 
+def test_a_window_larger_than_the_slice_is_refused() -> None:
+    """It would be the network of the largest window: one that holds all patches of the finest grid."""
+    assert options(256, window=64).window == 64
+    with pytest.raises(ConfigError, match=r"window: 65 is more than all patches along 256 pixels\. Give 64 or less"):
+        options(256, window=65)
+
+
 def test_what_has_an_effect_is_written_down() -> None:
     written = options().model_dump(exclude_none=True)
     assert {switch: written[switch] for switch in SWITCHES} == dict.fromkeys(SWITCHES, True)

@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from braintum.models.braintumnet import BrainTumNetConfig
+from braintum.models.braintumnet import FINEST, BrainTumNetConfig
 from braintum.models.networks.blocks import (
     CBAM,
     ConvNormReLU,
@@ -48,9 +48,6 @@ from braintum.models.networks.blocks import (
 from braintum.models.networks.masked_transformer import MaskedTransformer, Refine, initialise_transformers
 from braintum.models.networks.t_inception import TInceptionNet, guide_from, guided_mean
 from braintum.models.output import Output
-
-FINEST = 2
-"""The stage on whose grid finer maps are cut into patches: four pixels."""
 
 
 class BrainTumNet(nn.Module):
