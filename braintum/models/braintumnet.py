@@ -12,6 +12,9 @@ from braintum.models.registry import SegmenterConfig, register
 if TYPE_CHECKING:
     from torch import nn
 
+FINEST = 2
+"""The stage on whose grid finer maps are cut into patches: four pixels. No grid of patches is finer."""
+
 _NEEDS: dict[str, dict[str, Any]] = {
     "transformer": {"adaptive_mask": True, "heads": 4, "transformer_depth": 2, "window": None},
     "adaptive_mask": {"keep_ratio": 1.0},
@@ -92,6 +95,12 @@ class BrainTumNetConfig(SegmenterConfig):
         return self
 
     def for_size(self, side: int) -> Self:
+        """Raises ValueError for a window larger than the finest grid of patches: it would be cut down to that."""
+        patches = side >> FINEST
+        if self.window is not None and self.window > patches:
+            raise ValueError(
+                f"window: {self.window} is more than all patches along {side} pixels. Give {patches} or less"
+            )
         if not self.transformer or self.window is not None:
             return self
         return self.model_copy(update={"window": max(4, side // 32)})

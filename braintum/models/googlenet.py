@@ -23,7 +23,7 @@ class GoogLeNetConfig(SliceClassifierConfig):
 
     name: str = "googlenet"
     width: int = Field(64, ge=1, description="channels of the stem; all others, published at 64, change with it")
-    auxiliary: bool = Field(True, description="two more heads halfway, each 0.3 of the loss, in training only")
+    auxiliary: bool = Field(True, description="in training, two more heads halfway, each of weight 0.3 to the last's 1")
     max_pool: bool = Field(True, description="the first; without it all modules have twice the side: for small slices")
     dropout: float = Field(0.4, ge=0, lt=1, description="before the last layer; 0.4 as published, torchvision has 0.2")
 

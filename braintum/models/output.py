@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
+from torch.utils import _pytree
 
 
 class Output(NamedTuple):
@@ -17,6 +18,10 @@ class Output(NamedTuple):
     mask_logits_BKHW: Tensor | None
     class_logits_BN: Tensor | None
     aux: tuple[tuple[float, Output], ...] = ()
+
+
+# Without it `torch.export.save` refuses a network; whoever loads one has to have imported this module.
+_pytree._register_namedtuple(Output, serialized_type_name="braintum.models.output.Output")
 
 
 @runtime_checkable

@@ -62,9 +62,6 @@ class TransUNetConfig(SegmenterConfig):
         return 32
 
     def build(self, in_channels: int, num_classes: int, num_masks: int) -> nn.Module:
-        """Raises ValueError where `grid` is not known."""
         from braintum.models.networks.transunet import TransUNet
 
-        if self.grid is None:
-            raise ValueError("grid: not given; give it, or build what for_size(side) returns")
-        return TransUNet(self, self.grid, in_channels, num_classes, num_masks)
+        return TransUNet(self, in_channels, num_classes, num_masks)

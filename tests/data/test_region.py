@@ -136,6 +136,11 @@ def regional(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.parametrize("region", ["tumour", "oedema", "crop"])
+def test_whether_a_slice_has_a_tumour_is_seen_in_the_whole_slice(regional: dict[str, SliceTable], region: str) -> None:
+    np.testing.assert_array_equal(regional[region].has_tumour_R, regional["whole"].has_tumour_R)
+
+
+@pytest.mark.parametrize("region", ["tumour", "oedema", "crop"])
 def test_a_slices_fold_is_the_same_whatever_the_region(regional: dict[str, SliceTable], region: str) -> None:
     whole, table = regional["whole"], regional[region]
     left_out = set(np.flatnonzero(~table.shown_R))

@@ -6,6 +6,7 @@ being named here.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
@@ -213,6 +214,24 @@ def test_a_row_in_eval_does_not_depend_on_the_others(config: ModelConfig) -> Non
         torch.testing.assert_close(a[:1], c, rtol=1e-3, atol=1e-3)
 
 
+def test_dropout_is_before_the_classes_and_in_training_only(config: ModelConfig) -> None:
+    """With other random layers off, which options say: without any dropout, training has nothing random."""
+    fields = type(config).model_fields
+    if "dropout" not in fields:
+        pytest.skip("has no dropout")
+    options = {"name": config.name, **{field: 0.0 for field in fields if "drop" in field}}
+    options |= {"classify": True} if "classify" in fields else {}
+
+    def agree(dropout: float, training: bool) -> bool:
+        model = build(small_model({**options, "dropout": dropout})).train(training)
+        first, second = (model(images(8)).class_logits_BN for _ in range(2))
+        return torch.equal(first, second)
+
+    assert agree(0.0, training=True)
+    assert not agree(0.9, training=True)
+    assert agree(0.9, training=False)
+
+
 def test_memory_format_changes_nothing(config: ModelConfig) -> None:
     model = build(config).eval()
     with torch.inference_mode():
@@ -274,6 +293,9 @@ def test_its_small_options_are_small() -> None:
 def test_exports(variant: ModelConfig, side: int) -> None:
     model, image = build(variant).eval(), images(5, side=side)
     shapes = {"image_BCHW": {0: torch.export.Dim("batch")}}
-    program = torch.export.export(model, (images(side=side),), dynamic_shapes=shapes)
-    for a, b in zip(tensors(program.module()(image)), tensors(model(image)), strict=True):
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(model, (images(side=side),), dynamic_shapes=shapes), file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    for a, b in zip(tensors(loaded(image)), tensors(model(image)), strict=True):
         torch.testing.assert_close(a, b)

@@ -53,6 +53,14 @@ def test_auxiliary_heads_are_for_training() -> None:
     assert auxiliary(options(width=8, auxiliary=False).build(1, 3, 1)) == []
 
 
+def test_auxiliary_heads_have_a_dropout_of_their_own() -> None:
+    network, image = options(width=8, dropout=0.0).build(1, 3, 1), torch.rand(2, 1, 64, 64)
+    first, second = network(image), network(image)
+    assert torch.equal(first.class_logits_BN, second.class_logits_BN)
+    for (_, a), (_, b) in zip(first.aux, second.aux, strict=True):
+        assert not torch.equal(a.class_logits_BN, b.class_logits_BN)
+
+
 def torchvision_googlenet(weights: Weights, x: Tensor, width: int) -> Tensor:
     def layer(name: str, x: Tensor, channels: int, kernel: int, stride: int = 1) -> Tensor:
         y = weights.conv(f"{name}.conv", x, channels * width // 64, kernel, stride)

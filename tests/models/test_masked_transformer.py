@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from braintum.models.networks.masked_transformer import Attention, MaskGenerator, masked_attention, window_attention
+from braintum.models.braintumnet import BrainTumNetConfig
+from braintum.models.networks.masked_transformer import (
+    Attention,
+    MaskedTransformer,
+    MaskGenerator,
+    masked_attention,
+    window_attention,
+)
 
 
 def softmax_attention(query: Tensor, key: Tensor, value: Tensor, mask_BAT: Tensor | None = None) -> Tensor:
@@ -148,6 +155,10 @@ def test_kept_masks_learn_and_the_others_wait() -> None:
     assert torch.equal(log_mask.grad.any(1), kept_BT)
 
 
+ALL_PAIRS = 4 * 1024**2 * 24 * 4
+"""FLOPs of 1024 patches: 24 for a head of 16 and the mask, 4 heads, queries with keys and weights with values."""
+
+
 def test_keeping_fewer_patches_saves_work() -> None:
     """A half of the patches is a quarter of the pairs; projections and windows stay."""
     flops = {}
@@ -157,9 +168,21 @@ def test_keeping_fewer_patches_saves_work() -> None:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             layer(x_BTD, (32, 32), log_mask)
         flops[keep_ratio] = counter.get_total_flops()
-    all_pairs = 4 * 1024**2 * 24 * 4  # a head of 16 and the mask take 24, for queries with keys and weights with values
-    assert flops[1.0] - flops[0.5] == all_pairs * 3 // 4
-    assert flops[1.0] - flops[0.25] == all_pairs * 15 // 16
+    assert flops[1.0] - flops[0.5] == ALL_PAIRS * 3 // 4
+    assert flops[1.0] - flops[0.25] == ALL_PAIRS * 15 // 16
+
+
+def test_every_block_of_a_transformer_keeps_the_share_it_was_told() -> None:
+    flops = {}
+    for keep_ratio in (1.0, 0.25):
+        config = BrainTumNetConfig(keep_ratio=keep_ratio, window=8)
+        with torch.device("meta"):
+            transformer = MaskedTransformer(config, 1, 64, patch=8, depth=2, low_channels=4, high_channels=8)
+            maps = torch.rand(1, 1, 256, 256), torch.rand(1, 4, 128, 128), torch.rand(1, 8, 32, 32)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            transformer(*maps)
+        flops[keep_ratio] = counter.get_total_flops()
+    assert flops[1.0] - flops[0.25] == 2 * ALL_PAIRS * 15 // 16
 
 
 def test_masks_come_from_low_and_high_level_features() -> None:

@@ -106,17 +106,25 @@ def test_skips_have_the_decoders_sizes(side: int) -> None:
     assert skips[1][:, :, :-1, :-1].amax(1).all()
 
 
+def test_the_transformer_drops_out_of_its_first_tokens_and_in_its_mlps() -> None:
+    network, given = small(64, transformer_dropout=0.5), []
+    network.blocks.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    network(torch.rand(2, 1, 64, 64))
+    assert (given[0] == 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
+
+    for layer in network.blocks:
+        once, again = (layer.mlp(given[0]) for _ in range(2))
+        assert (once == 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
+        kept_by_both = (once != 0) & (again != 0)
+        assert not torch.isclose(once[kept_by_both], again[kept_by_both]).all()  # units inside drop out too
+
+
 def test_grid_follows_from_the_slices_size() -> None:
     assert options(224).grid == 14
     assert options(64, **TransUNetConfig.SMALL).grid == 4
     assert options(64, grid=14).grid == 14
     config = TransUNetConfig().for_size(64)
     assert config.for_size(128) == config
-
-
-def test_a_grid_that_is_not_known_is_refused() -> None:
-    with pytest.raises(ValueError, match="grid: not given; give it, or build"):
-        TransUNetConfig().build(1, 4, 1)
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (96, 96), (48, 64)])

@@ -23,7 +23,8 @@ Where this departs from the paper's words, or they from each other:
 - "CBAM channel attention modules" (2.2): CBAM as published, with its spatial attention.
 - "The decoder's Skip-Transformer" (2.2) is named once and not described: taken to be the decoder's BT Blocks, whose
   masks read the skip. No transformer lies on the skips themselves.
-- "Pre-trained encoders" (3, 4; on what is not said): this one starts from random weights.
+- "Pre-trained encoders" (3, 4; on what is not said): no published encoder fits this one. It starts from random weights,
+  or from those of another BrainTumNet (`model.init_from`).
 - Deep supervision is not mentioned and not here.
 
 B batch, C channels, H W, K mask channels, N classes, D width of a patch.
@@ -35,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from braintum.models.braintumnet import BrainTumNetConfig
+from braintum.models.braintumnet import FINEST, BrainTumNetConfig
 from braintum.models.networks.blocks import (
     CBAM,
     ConvNormReLU,
@@ -48,9 +49,6 @@ from braintum.models.networks.blocks import (
 from braintum.models.networks.masked_transformer import MaskedTransformer, Refine, initialise_transformers
 from braintum.models.networks.t_inception import TInceptionNet, guide_from, guided_mean
 from braintum.models.output import Output
-
-FINEST = 2
-"""The stage on whose grid finer maps are cut into patches: four pixels."""
 
 
 class BrainTumNet(nn.Module):

@@ -16,6 +16,8 @@ from braintum.models.networks.blocks import initialise
 from braintum.models.output import Output
 
 AUXILIARY_WEIGHT = 0.3
+"""To the last head's 1. The paper adds 0.3 of each to the loss; `Objective` divides that sum by 1.6."""
+
 AUXILIARY_DROPOUT = 0.7
 
 

@@ -24,7 +24,7 @@ class MedFormer(nn.Module):
     """Convolutions at full and half side, below them attention between features and semantic maps, and back up.
 
     With `config.deep_supervision` a second mask, read where the attention ends and interpolated to full side, counts
-    in training as much as the last (the authors give both a half). Height and width must be multiples of 16.
+    in training as much as the last: a half each, as the authors have it. Height and width must be multiples of 16.
     """
 
     def __init__(self, config: MedFormerConfig, in_channels: int, num_classes: int, num_masks: int) -> None:

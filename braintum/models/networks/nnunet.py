@@ -26,8 +26,8 @@ class NnUNet(nn.Module):
     """Two convolutions a stage, the first of stride 2; transposed convolutions up, skips joined, two convolutions.
 
     With `config.deep_supervision` stages 1, 2, ... of the decoder have masks of their own in training, of their own
-    size and weight 1/2, 1/4, ..., all but the coarsest. nnU-Net divides these weights by their sum; here the finest
-    keeps weight 1, as every network's main output does. With `config.classify` a head reads the deepest features.
+    size and weight 1/2, 1/4, ... to the finest's 1, all but the coarsest; `Objective` divides by the weights' sum, as
+    nnU-Net does. With `config.classify` a head reads the deepest features.
 
     Slices whose sides are no multiples of `config.padded_to` get zeros below and to the right (nnU-Net: all round, but
     so the coarser masks' pixels stay where they were); the masks are cut to the slice again.

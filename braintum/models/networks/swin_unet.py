@@ -20,14 +20,14 @@ from braintum.models.swin_unet import PATCH, SwinUNetConfig
 class SwinUNet(nn.Module):
     """Encoder, mirrored decoder with skips, expansion to pixels; with `config.classify` a head on the mean token.
 
-    A window of `config.window` tokens a side (7 when None) is cut down to maps that are smaller than it.
+    A window of `config.window` tokens a side is cut down to maps that are smaller than it.
     """
 
     def __init__(self, config: SwinUNetConfig, in_channels: int, num_classes: int, num_masks: int) -> None:
         super().__init__()
-        self.window = 7 if config.window is None else config.window
-        self.encoder = Encoder(config, self.window, in_channels)
-        self.decoder = nn.ModuleList(DecoderStage(config, self.window, stage) for stage in range(config.stages - 1))
+        self.window = config.option("window")
+        self.encoder = Encoder(config, in_channels)
+        self.decoder = nn.ModuleList(DecoderStage(config, stage) for stage in range(config.stages - 1))
         self.norm = nn.LayerNorm(config.width)
         self.expand = PatchExpand(config.width, config.width, PATCH)
         self.mask = nn.Conv2d(config.width, num_masks, 1, bias=False)
@@ -73,10 +73,10 @@ class Encoder(nn.Module):
     (the paper does not say), these are the skips.
     """
 
-    def __init__(self, config: SwinUNetConfig, window: int, in_channels: int) -> None:
+    def __init__(self, config: SwinUNetConfig, in_channels: int) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed(in_channels, config.width)
-        self.layers = nn.ModuleList(EncoderStage(config, window, stage) for stage in range(config.stages))
+        self.layers = nn.ModuleList(EncoderStage(config, stage) for stage in range(config.stages))
         self.norm = nn.LayerNorm(config.width << (config.stages - 1))
 
     def forward(self, image_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -91,10 +91,10 @@ class Encoder(nn.Module):
 class EncoderStage(nn.Module):
     """Halves the map's side and doubles the width (but in the first stage), then blocks. Returns what they get, too."""
 
-    def __init__(self, config: SwinUNetConfig, window: int, stage: int) -> None:
+    def __init__(self, config: SwinUNetConfig, stage: int) -> None:
         super().__init__()
         self.downsample = PatchMerging(config.width << (stage - 1)) if stage else nn.Identity()
-        self.blocks = make_blocks(config, window, stage)
+        self.blocks = make_blocks(config, stage)
 
     def forward(self, x_BHWD: Tensor) -> tuple[Tensor, Tensor]:
         x_BHWD = self.downsample(x_BHWD)
@@ -104,19 +104,19 @@ class EncoderStage(nn.Module):
 class DecoderStage(nn.Module):
     """Doubles the map's side and halves the width, joins the skip by a linear layer, then blocks."""
 
-    def __init__(self, config: SwinUNetConfig, window: int, stage: int) -> None:
+    def __init__(self, config: SwinUNetConfig, stage: int) -> None:
         super().__init__()
         width = config.width << stage
         self.expand = PatchExpand(2 * width, width, 2)
         self.join = nn.Linear(2 * width, width)
-        self.blocks = make_blocks(config, window, stage)
+        self.blocks = make_blocks(config, stage)
 
     def forward(self, coarse_BHWD: Tensor, skip_BHWD: Tensor) -> Tensor:
         x: Tensor = self.blocks(self.join(torch.cat([self.expand(coarse_BHWD), skip_BHWD], -1)))
         return x
 
 
-def make_blocks(config: SwinUNetConfig, window: int, stage: int) -> nn.Sequential:
+def make_blocks(config: SwinUNetConfig, stage: int) -> nn.Sequential:
     """The blocks of a stage. Their drop path grows linearly with the depth in the encoder; the decoder mirrors it."""
     last = config.stages * config.depth - 1
     return nn.Sequential(
@@ -124,7 +124,7 @@ def make_blocks(config: SwinUNetConfig, window: int, stage: int) -> nn.Sequentia
             Block(
                 width=config.width << stage,
                 heads=config.heads << stage,
-                window=window,
+                window=config.option("window"),
                 shifted=index % 2 == 1,
                 mlp_ratio=config.mlp_ratio,
                 drop_path=config.drop_path * (stage * config.depth + index) / last,

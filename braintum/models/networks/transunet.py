@@ -32,11 +32,11 @@ class TransUNet(nn.Module):
     have 105,277,081.
     """
 
-    def __init__(self, config: TransUNetConfig, grid: int, in_channels: int, num_classes: int, num_masks: int) -> None:
+    def __init__(self, config: TransUNetConfig, in_channels: int, num_classes: int, num_masks: int) -> None:
         super().__init__()
-        self.grid = grid
+        self.grid = config.option("grid")
         self.patch_embed = HybridEmbed(in_channels, config.width, config.blocks, config.hidden)
-        self.pos_embed = nn.Parameter(torch.empty(1, grid * grid, config.hidden))
+        self.pos_embed = nn.Parameter(torch.empty(1, self.grid**2, config.hidden))
         self.dropout = nn.Dropout(config.transformer_dropout)
         self.blocks = nn.Sequential(*(TransformerLayer(config) for _ in range(config.depth)))
         self.norm = nn.LayerNorm(config.hidden, eps=1e-6)
