@@ -25,7 +25,7 @@ _NEEDS: dict[str, dict[str, Any]] = {
 
 @register("braintumnet")
 class BrainTumNetConfig(SegmenterConfig):
-    """Convolutions beside adaptive masked transformers, a decoder of both, a classifier on the segmented region.
+    """Convolutions beside adaptive masked transformers, and a classifier on the segmented region.
 
     The paper gives the parts and no number: none for channels, stages, heads, depth, patches or window. Chosen here:
     U-Net-like stages that double their channels (22.5 million weights; the U-Net has 31), and in the decoder patches of

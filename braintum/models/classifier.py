@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @register("classifier")
 class ClassifierConfig(SliceClassifierConfig):
-    """The encoder, global average pooling, a hidden dense layer, dropout, the classes.
+    """The U-Net's encoder, global average pooling, a hidden dense layer, dropout, the classes.
 
     The paper says "dense layers" with dropout and gives neither number, width nor rate: one hidden layer of 256 and
     0.5 are chosen here.

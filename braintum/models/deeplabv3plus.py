@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @register("deeplabv3plus")
 class DeepLabV3PlusConfig(SegmenterConfig):
-    """A dilated ResNet, atrous spatial pyramid pooling (ASPP) and a decoder of one skip; batch norm throughout."""
+    """A dilated ResNet, atrous spatial pyramid pooling (ASPP) and a decoder of one skip."""
 
     SMALL: ClassVar[dict[str, Any]] = {"layers": 18, "width": 8, "aspp_width": 64}
 

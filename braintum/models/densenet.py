@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @register("densenet")
 class DenseNetConfig(SliceClassifierConfig):
-    """A stem, blocks of layers that each see all layers before, transitions that halve channels and side (table 1).
+    """Blocks of layers that each see all layers before, and transitions that halve (table 1 of the paper).
 
     The BrainTumNet paper compares with "DenseNet" and does not say which: 121 layers are chosen here.
     """

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @register("googlenet")
 class GoogLeNetConfig(SliceClassifierConfig):
-    """A stem, nine Inception modules, global average pooling, dropout, the classes (table 1 of the paper).
+    """A stem, nine Inception modules and auxiliary heads (table 1 of the paper).
 
     With batch norm after every convolution, as it is built since Ioffe & Szegedy 2015.
     """

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 @register("medformer")
 class MedFormerConfig(SegmenterConfig):
-    """MedFormer in 2D; the defaults are the authors' configuration for ACDC (config/acdc/medformer_2d.yaml).
+    """Attention both ways between features and a small semantic map, in 2D.
+
+    The defaults are the authors' configuration for ACDC (config/acdc/medformer_2d.yaml).
 
     Stages of full and half side are convolutional, those of a quarter, an eighth and a sixteenth attend. Where the
     authors list a number per stage, it is one number here: their stages of a kind are alike.

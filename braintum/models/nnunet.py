@@ -18,7 +18,7 @@ fewer for slices of less than 32 pixels only."""
 
 @register("nnunet")
 class NnUNetConfig(SegmenterConfig):
-    """A plain U-Net with strided convolutions, instance norm and deep supervision.
+    """nnU-Net's plain U-Net: strided convolutions, instance norm, deep supervision, stages from the size.
 
     Of nnU-Net only the network is here: its preprocessing, augmentation, loss, schedule and ensemble are not. Slices
     are square and taken as isotropic, so that every kernel is 3×3 and every stride 2.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @register("resnet")
 class ResNetConfig(SliceClassifierConfig):
-    """A stem, four stages of residual blocks, global average pooling, the classes (table 1 of the paper).
+    """A stem and four stages of residual blocks (table 1 of the paper).
 
     The BrainTumNet paper compares with "ResNet" and does not say which: 50 layers are chosen here.
     """

@@ -16,7 +16,9 @@ PATCH = 4
 
 @register("swin_unet")
 class SwinUNetConfig(SegmenterConfig):
-    """Patches of 4×4 pixels; width and heads double, and the map halves, from stage to stage of the encoder.
+    """A U-Net of shifted-window transformers: patch merging down, patch expanding up.
+
+    Patches of 4×4 pixels; width and heads double, and the map halves, from stage to stage of the encoder.
 
     The defaults are the published Swin-T (section 3 and its code): one `depth` for all stages, the decoder mirroring
     the encoder. Slices of 224 px give it the published windows.

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @register("transunet")
 class TransUNetConfig(SegmenterConfig):
-    """TransUNet, R50-ViT-B/16 unless told ("TransUNet: Transformers Make Strong Encoders", section 3 and 4.2)."""
+    """A vision transformer on a ResNet's features, and a cascaded upsampler with skips.
+
+    R50-ViT-B/16 unless told ("TransUNet: Transformers Make Strong Encoders", section 3 and 4.2).
+    """
 
     SMALL: ClassVar[dict[str, Any]] = {
         "width": 8,

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 @register("attention_unet", attention="gate")
 @register("joint_unet", classify=True)
 class UNetConfig(SegmenterConfig):
-    """A symmetric encoder-decoder with skip concatenations; channels double at each of `depth` downsamplings."""
+    """U-Net; attention_unet has gates on its skips, joint_unet both tasks.
+
+    A symmetric encoder-decoder with skip concatenations; channels double at each of `depth` downsamplings.
+    """
 
     SMALL: ClassVar[dict[str, Any]] = {"width": 4}
 
