@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 
 from braintum.cli import main
 from braintum.config import Experiment
+from braintum.console import benchmark_cells
+from braintum.models.registry import architectures
 from braintum.training.benchmark import BATCH, Steps, counts, slices_per_second
 
 
@@ -41,6 +44,15 @@ def test_steps_train_and_infer() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, steps.network.parameters(), strict=True))
     assert slices_per_second(steps.train, steps.wait, seconds=0) > 0
     assert not any(torch.equal(a, b) for a, b in zip(before, steps.network.parameters(), strict=True))
+
+
+def test_the_readme_says_what_was_recorded() -> None:
+    root = Path(__file__).parents[2]
+    recorded = json.loads((root / "benchmarks" / "results" / "architectures.json").read_text())["results"]
+    assert list(recorded["architectures"]) == list(architectures())
+    lines = (root / "README.md").read_text().splitlines()
+    for name, row in recorded["architectures"].items():
+        assert f"| {' | '.join([name, ', '.join(row['tasks']), *benchmark_cells(row)])} |" in lines
 
 
 def test_a_size_that_none_takes(capfd: pytest.CaptureFixture[str]) -> None:
