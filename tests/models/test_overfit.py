@@ -20,7 +20,8 @@ SETTINGS = {
     "optim": {"name": "adam", "lr": 1e-3},
     "schedule": {"name": "constant"},
     "augment": dict.fromkeys((name for name in Augment.model_fields if name != "test_time"), 0),
-    "training": {"epochs": STEPS, "batch_size": 8, "early_stopping": None, "weights": "last", "device": "cpu"},
+    "training": {"epochs": STEPS, "batch_size": 8, "early_stopping": None, "weights": "last", "device": "cpu",
+                 "precision": "float32"},
 }  # fmt: skip
 
 
