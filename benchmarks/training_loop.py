@@ -199,7 +199,8 @@ def epochs_ended(out: Path) -> int:
 
 
 def against_ray_train(data: str, folder: Path, size: int, width: int, epochs: int, threads: int) -> dict[str, Any]:
-    from braintum.training.worker import start_local, train
+    from braintum.connect import start_local
+    from braintum.training.worker import train
 
     start_local(num_cpus=threads)
     plain_out, ray_out = folder / "plain", folder / "ray"

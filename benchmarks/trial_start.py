@@ -18,9 +18,9 @@ import ray
 import yaml
 from record import record
 
+from braintum.connect import start_local
 from braintum.data.ingest.phantom import ingest_phantom
 from braintum.training.progress import Progress
-from braintum.training.worker import start_local
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.study import search
 

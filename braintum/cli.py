@@ -31,6 +31,7 @@ from braintum.options import (
     OutUrl,
     Resume,
     Set,
+    Strict,
     Workers,
     experiment_of,
     given,
@@ -59,6 +60,7 @@ def ingest_folder(
     name: Annotated[str | None, typer.Option(help="Name of the dataset; else the folder's.")] = None,
     size: Annotated[int | None, typer.Option(min=16, help="Height and width to store, pixels.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the images, for the card.")] = None,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """Ingests images, masks and labels listed in a CSV manifest.
@@ -69,7 +71,7 @@ def ingest_folder(
     from braintum.data.ingest import folder
 
     with _stdout_for(as_json):
-        card = folder.ingest_folder(path, out, name=name, size=size, licence=licence)
+        card = folder.ingest_folder(path, out, name=name, size=size, licence=licence, strict=strict)
     _show(card.model_dump(mode="json"), as_json, print_card)
 
 

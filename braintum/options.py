@@ -48,6 +48,9 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, such 
 Folds = Annotated[int | None, typer.Option(min=2, help="Number of folds; the source's own, else 5.")]
 Workers = Annotated[int, typer.Option(min=1, help="Worker processes of a training.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop at what cannot be read, instead of listing it in rejected.csv.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, all else to stderr.")]
 
 

@@ -110,7 +110,7 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray of two CPUs for all tests of a session."""
     import ray
 
-    from braintum.training.worker import start_local
+    from braintum.connect import start_local
 
     start_local(num_cpus=2, object_store_memory=500 * 2**20)
     yield

@@ -18,8 +18,8 @@ import pytest
 import yaml
 from ports import free_ports
 
+from braintum.connect import ENVIRONMENT
 from braintum.data.ingest.phantom import ingest_phantom
-from braintum.training.worker import ENVIRONMENT
 
 REPOSITORY = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

@@ -26,7 +26,7 @@ def _resize_axis(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def resize_plane(plane_HW: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """An image plane (uint8, uint16 or float32) at another size, in its own dtype."""
+    """An image plane at another size, in its own dtype; float16 comes back as float32."""
     if plane_HW.shape == (height, width):
         return plane_HW
     # Pillow resizes 8-bit and float planes; 16-bit ones go through float
@@ -37,7 +37,7 @@ def resize_plane(plane_HW: NDArray[Any], height: int, width: int) -> NDArray[Any
 
 
 def resize_image(image_CHW: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """An image at another size: averaged by area where it shrinks, bilinear where it grows; dtype kept."""
+    """An image at another size: averaged by area where it shrinks, bilinear where it grows; see `resize_plane`."""
     return np.stack([resize_plane(plane_HW, height, width) for plane_HW in image_CHW])
 
 

@@ -25,6 +25,8 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 MASKS = ("tumour", "oedema")
 """What the values 1, 2 of a mask mean. A dataset names the first one or two in its card."""
 TUMOUR = 1
+DTYPES = ("uint8", "uint16", "float16")
+"""Of stored images: as the source has them, or float16 in [0, 1] where a volume's intensities were scaled."""
 
 
 class DataError(ValueError):
@@ -47,14 +49,14 @@ def refuse_names(where: str, fold: str | None = None, **names: str | None) -> No
 class Row:
     """One slice on its way into a dataset.
 
-    `image_CHW`: uint8 or uint16. `mask_HW`: uint8 label map (0 background, 1 tumour, 2 oedema) or None where nobody
+    `image_CHW`: of a type in DTYPES. `mask_HW`: uint8 label map (0 background, 1 tumour, 2 oedema) or None where nobody
     drew one; a healthy slice has an empty mask. `group`: what a split must not cut. `where`: how an error names this
     row ("manifest.csv line 7").
     """
 
     slice_id: str
     group: str
-    image_CHW: NDArray[np.uint8] | NDArray[np.uint16]
+    image_CHW: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float16]
     mask_HW: NDArray[np.uint8] | None
     label: str | None
     case_id: str | None = None
@@ -85,7 +87,7 @@ class Card(BaseModel):
     height: int = Field(ge=1, description="of every slice, pixels")
     width: int = Field(ge=1, description="of every slice, pixels")
     channels: int = Field(ge=1)
-    dtype: Literal["uint8", "uint16"]
+    dtype: Literal["uint8", "uint16", "float16"]
     classes: list[str] = Field(description="the labels that occur, sorted")
     masks: list[str] = Field(description="what the values 1, 2 of a mask mean")
     num_slices: int
@@ -94,7 +96,9 @@ class Card(BaseModel):
     slices_per_class: dict[str, int]
     slices_per_fold: dict[str, int] = Field(description="the source's own folds; empty where it has none")
     provenance: str
+    options: dict[str, bool | int | float | str | None] = Field({}, description="how slices were made of what was read")
     licence: str | None
+    num_rejected: int = Field(0, ge=0, description="what could not be read, listed in rejected.csv")
     shards: list[Shard]
     digest: str = Field(description="SHA-256 over the shards' digests: names the content")
 

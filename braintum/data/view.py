@@ -46,8 +46,8 @@ def view(image_CHW: NDArray[Any], mask_HW: NDArray[np.uint8] | None, data: Data,
     return View(image_CHW, seen_HW, low_C.astype(np.float32), high_C.astype(np.float32), shown, has_tumour)
 
 
-def _min_max(image_CHW: NDArray[np.uint16]) -> NDArray[np.float16]:
+def _min_max(image_CHW: NDArray[np.uint16] | NDArray[np.float32]) -> NDArray[np.float16]:
     """Each channel to [0, 1] before it is cut to 11 bits; a constant one to 0."""
     low, high = (f(image_CHW, axis=(1, 2), keepdims=True).astype(np.float32) for f in (np.min, np.max))
-    scaled: NDArray[np.float16] = ((image_CHW - low) / np.maximum(high - low, 1)).astype(np.float16)
+    scaled: NDArray[np.float16] = ((image_CHW - low) / np.where(high > low, high - low, 1)).astype(np.float16)
     return scaled

@@ -18,6 +18,7 @@ import torch
 
 from braintum import storage
 from braintum.config import Experiment, digest_of
+from braintum.connect import connect
 from braintum.data.shards import read_card
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable, class_index, class_names
@@ -28,7 +29,7 @@ from braintum.training.crossval import crossval, fold_specs, leave_results, outc
 from braintum.training.device import autocast_dtype, keep_freed_memory, memory_format, pick_device
 from braintum.training.progress import Progress
 from braintum.training.run import RunSpec, about_run, prepare_out, refuse_at_once, say_start_of
-from braintum.training.worker import MAX_FAILURES, connect, cpus_per_worker, gpus_for, refuse_unplaceable
+from braintum.training.worker import MAX_FAILURES, cpus_per_worker, gpus_for, refuse_unplaceable
 
 OF_PART = ("experiment", "architecture", "metrics", "over_folds", "slices_per_second")
 """What a cascade's summary says of each part by itself."""
@@ -60,7 +61,7 @@ def cascade(
     }
     refuse_at_once(whole.data_url, whole.out, resume=resume)
     _refuse_other_classes(segmenter, classifier, whole.data_url)
-    connect(progress)
+    connect(progress.say)
     for experiment in parts.values():
         refuse_unplaceable(workers, experiment.training.device)
     shared = {part: share_table(whole.data_url, experiment.data) for part, experiment in parts.items()}

@@ -14,6 +14,7 @@ import torch
 
 from braintum import storage
 from braintum.config import Experiment
+from braintum.connect import connect
 from braintum.data.folds import held_out_folds, region_counts
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
@@ -36,7 +37,6 @@ from braintum.training.worker import (
     MAX_FAILURES,
     Mailbox,
     TrainingFailed,
-    connect,
     cpus_per_worker,
     gpus_for,
     refuse_unplaceable,
@@ -69,7 +69,7 @@ def crossval(
     """
     whole = RunSpec.of(experiment, data_url, out, None, folds)
     refuse_at_once(whole.data_url, whole.out, resume=resume)
-    connect(progress)
+    connect(progress.say)
     refuse_unplaceable(workers, experiment.training.device)  # before reading makes a resting cluster grow
     table_ref = table_ref or share_table(whole.data_url, experiment.data)
     table: SliceTable = ray.get(table_ref)

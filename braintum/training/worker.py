@@ -1,4 +1,4 @@
-"""Runs on Ray: the cluster that a command uses, and Ray Train's DDP workers.
+"""Runs on Ray Train: DDP workers.
 
 The checkpoint is the run's own `state.pt`, written by rank 0 after every epoch: a worker group that Ray Train starts
 again after a failure goes on from it, as `--resume` does.
@@ -6,13 +6,7 @@ again after a failure goes on from it, as `--resume` does.
 
 from __future__ import annotations
 
-import atexit
-import logging
-import os
-import shutil
 import signal
-import socket
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,13 +18,13 @@ import pyarrow.fs
 import ray
 import ray.train
 import torch
-from ray._private.services import find_bootstrap_address
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 
 from braintum import storage
 from braintum.config import Experiment
+from braintum.connect import connect
 from braintum.data.folds import region_counts
 from braintum.data.schema import DataError
 from braintum.data.shared import share_table
@@ -52,96 +46,12 @@ from braintum.training.run import (
     train_epochs,
 )
 
-ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report reaches the controller in 20 ms instead of up to 2 s
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # without it, a rank that dies between reports hangs the others for ever
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    # Ray Train trains in a thread, whose own arena glibc would give back whatever `keep_freed_memory` says.
-    "MALLOC_ARENA_MAX": "1",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # braintum writes history.parquet and TensorBoard itself
-    "RAY_AIR_NEW_OUTPUT": "0",  # the progress table is ours
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # nothing of Tune's own state is needed: an interrupt ends at once
-}
 MAX_FAILURES = 3
 GOES_ON = "the same command with --resume goes on from what was saved"
-_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-_SOCKETS = "/tmp"  # noqa: S108 - paths of sockets must be short
 
 
 class TrainingFailed(RuntimeError):
     """Workers failed for a reason of their own more often than is retried."""
-
-
-def connect(progress: Progress) -> None:
-    """Joins the cluster that RAY_ADDRESS or `ray start` gives, or starts one on this machine. Raises ConfigError.
-
-    Ray's own "auto" would also join a Ray that another process has started for itself, and that ends with it.
-    """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if ray.is_initialized():
-        return
-    address = os.environ.get("RAY_ADDRESS", "auto")
-    if address.startswith(("http://", "https://")):
-        raise ConfigError(f"RAY_ADDRESS: {address}: is for `ray job`; unset it, or give HOST:6379, auto or local")
-    if address != "local" and (address != "auto" or find_bootstrap_address(None) is not None):
-        inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # its runtime_env is set by `ray job submit`
-        try:
-            _init(  # None: what `ray start` wrote down, with its token
-                address=None if address == "auto" else address,
-                runtime_env=None if inside_job else {"env_vars": ENVIRONMENT},
-            )
-            progress.say(f"on the Ray cluster at {ray.get_runtime_context().gcs_address}")
-            return
-        except ConnectionError as error:
-            if address != "auto":
-                raise ConfigError(f"RAY_ADDRESS: {address}: no cluster answers there") from error
-        except ValueError as error:
-            if address == "auto":
-                raise
-            raise ConfigError(f"RAY_ADDRESS: {address!r}: {error}; give HOST:6379, auto or local") from error
-    start_local()
-
-
-def start_local(**options: Any) -> None:
-    """Starts a Ray on this machine, which ends with this process; `options` are those of `ray.init`.
-
-    Its folder and the address of its dashboard are its own and known to its workers. By Ray's defaults they look for
-    the machine's cluster, and where that is another or a dead one, the workers of a stopped trial are not found and
-    keep their cores.
-    """
-    folder = tempfile.mkdtemp(prefix="ray", dir=_SOCKETS)
-    atexit.register(_leave, folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    dashboard = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
-    _init(
-        address="local",
-        include_dashboard=True,
-        dashboard_port=port,
-        runtime_env={"env_vars": {**ENVIRONMENT, **dashboard}},
-        _temp_dir=folder,
-        _system_config={"worker_niceness": 0},  # by default 15, so that any other process takes the core from training
-        **options,
-    )
-
-
-def _init(**options: Any) -> None:
-    """`ray.init`, after which SIGTERM does what it did before: Ray's own handlers abort the process (134)."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(**_QUIET, **options)
-    except SystemExit:  # what one of them raises
-        raise KeyboardInterrupt from None
-    finally:
-        if callable(before) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
-
-
-def _leave(folder: str) -> None:
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def gpus_for(device: str) -> int:
@@ -230,7 +140,7 @@ def train(
         raise ConfigError(f"folds: {folds} has no effect without a fold to hold out; name one with --fold")
     spec = RunSpec.of(experiment, data_url, out, fold, folds)
     refuse_at_once(spec.data_url, spec.out, resume=resume)
-    connect(progress)
+    connect(progress.say)
     refuse_unplaceable(workers, experiment.training.device)  # before reading makes a resting cluster grow
     table_ref = share_table(spec.data_url, experiment.data)
     table: SliceTable = ray.get(table_ref)

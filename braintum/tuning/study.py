@@ -21,13 +21,14 @@ from optuna.study import Study
 from ray import tune
 
 from braintum import storage
+from braintum.connect import connect
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
 from braintum.training.crossval import crossval
 from braintum.training.fit import Diverged
 from braintum.training.progress import Progress
 from braintum.training.run import prepare_out, refuse_at_once, say_start, versions
-from braintum.training.worker import MAX_FAILURES, TrainingFailed, connect
+from braintum.training.worker import MAX_FAILURES, TrainingFailed
 from braintum.tuning.outcome import TRIAL_COLUMNS, Winner, counts, pareto, trials_and_history, winners
 from braintum.tuning.searcher import OptunaSearcher, StudySchedulers, seed_of
 from braintum.tuning.slots import Slots
@@ -56,7 +57,7 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     refuse_at_once(data_url, out, resume=resume)
     views = views_of(space)
-    connect(progress)
+    connect(progress.say)
     slots = Slots.of(space.resources, space.experiment(next(iter(space.architectures)), {}).training.device)
     if not slots.filled:
         progress.say("no node has room for a trial yet: they wait until the cluster grows")

@@ -78,7 +78,7 @@ def deep_colour_tiff() -> bytes:
 
 def ingest(root: Path, text: str, **options):
     (root / "manifest.csv").write_text(text)
-    return ingest_folder(root, str(root.parent / "out"), **options)
+    return ingest_folder(root, str(root.parent / "out"), strict=True, **options)
 
 
 def test_columns_become_rows(folder: Path) -> None:

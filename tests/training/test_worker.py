@@ -223,7 +223,7 @@ def test_how_many_slices_show_the_region_is_said(tmp_path: Path, capfd: pytest.C
 
 def test_what_another_process_started_for_itself_is_not_joined(tmp_path: Path) -> None:
     """A Ray of its own ends with its process, and would take its guests along."""
-    program = "from tiny import quiet; from braintum.training.worker import connect; import ray; connect(quiet()); "
+    program = "from tiny import quiet; from braintum.connect import connect; import ray; connect(quiet().say); "
     program += "print(ray.get_runtime_context().gcs_address)"
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(tmp_path)}  # without what `ray start` wrote down

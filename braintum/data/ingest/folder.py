@@ -22,7 +22,7 @@ import difflib
 import hashlib
 import io
 import math
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from braintum.data.images import resize_image, resize_mask
+from braintum.data.ingest.engine import About, ingest, refuse_other
 from braintum.data.schema import MASKS, TEST, Card, DataError, Row, refuse_names
-from braintum.data.shards import refuse_existing, write_dataset
 
 COLUMNS = (
     "slice_id", "image", "mask", "label", "case", "fold", "position", "spacing", "spacing_y", "spacing_x",
@@ -46,24 +46,28 @@ Line = tuple[str, dict[str, str]]
 
 
 def ingest_folder(
-    path: str | Path, out: str, *, name: str | None = None, size: int | None = None, licence: str | None = None
+    path: str | Path,
+    out: str,
+    *,
+    name: str | None = None,
+    size: int | None = None,
+    licence: str | None = None,
+    strict: bool = False,
 ) -> Card:
     """Reads the folder's manifest.csv (or its only .csv) and writes a dataset at `out`; returns its card.
 
-    `size`: resizes every slice to size×size (needed where they differ). Raises DataError with the manifest's line for
-    anything that cannot be used, and then leaves nothing at `out`.
+    `size`: resizes every slice to size×size (needed where they differ). `strict`: see `ingest`. Raises DataError with
+    the manifest's line for what the manifest says wrongly, and as `ingest` does.
     """
-    refuse_existing(out)
+    refuse_other(out)
     if size is not None and not 16 <= size <= 4096:
         raise DataError(f"size: {size}: expected 16 to 4096 pixels")
     root = Path(path)
     manifest = _find_manifest(root)
     lines = _read_manifest(manifest)
-    rows = _rows(root, lines, size)
-    return write_dataset(
-        rows, out, name=name or root.resolve().name, provenance=f"folder {root.resolve().name}, {manifest.name}",
-        licence=licence,
-    )  # fmt: skip
+    folds = {cells["fold"] for _, cells in lines if "fold" in cells} - {TEST}
+    about = About(name or root.resolve().name, f"folder {root.resolve().name}, {manifest.name}", licence)
+    return ingest(_Folder(root.resolve(), size, len(folds) > 1), lines, out, about, strict=strict)
 
 
 def _find_manifest(root: Path) -> Path:
@@ -148,14 +152,25 @@ def _check_lines(lines: list[Line]) -> None:
                 )
 
 
-def _rows(root: Path, lines: list[Line], size: int | None) -> Iterator[Row]:
-    folds = {cells["fold"] for _, cells in lines if "fold" in cells} - {TEST}
-    group_by_fold = len(folds) > 1
-    for where, cells in lines:
-        slice_id = cells.get("slice_id", cells["image"])
+@dataclass(frozen=True)
+class _Folder:
+    """Reads lines of a manifest. `by_fold`: whether the source's folds are what a split must not cut."""
+
+    root: Path
+    size: int | None
+    by_fold: bool
+
+    def where(self, line: Line) -> str:
+        return line[0]
+
+    def files(self, line: Line) -> list[Path]:
+        return [self.root / line[1][column] for column in ("image", "mask") if column in line[1]]
+
+    def read(self, line: Line) -> list[Row]:
+        where, cells = line
         fold = cells.get("fold")
-        image_CHW = _read_image(_inside(root, cells["image"], where), where)
-        mask_HW = _read_mask(_inside(root, cells["mask"], where), where) if "mask" in cells else None
+        image_CHW = _read_image(_inside(self.root, cells["image"], where), where)
+        mask_HW = _read_mask(_inside(self.root, cells["mask"], where), where) if "mask" in cells else None
         height, width = image_CHW.shape[1:]
         if mask_HW is not None and mask_HW.shape != (height, width):
             raise DataError(
@@ -163,23 +178,25 @@ def _rows(root: Path, lines: list[Line], size: int | None) -> Iterator[Row]:
                 "they must be of one size"
             )
         spacing = _spacing(cells, where)
-        if size is not None:
-            image_CHW = resize_image(image_CHW, size, size)
-            mask_HW = None if mask_HW is None else resize_mask(mask_HW, size, size)
-            spacing = None if spacing is None else (spacing[0] * height / size, spacing[1] * width / size)
+        if self.size is not None:
+            image_CHW = resize_image(image_CHW, self.size, self.size)
+            mask_HW = None if mask_HW is None else resize_mask(mask_HW, self.size, self.size)
+            spacing = None if spacing is None else (spacing[0] * height / self.size, spacing[1] * width / self.size)
         # prefixes keep a case called "1" and a fold called "1" apart
         picture = f"picture:{hashlib.sha256(image_CHW.tobytes()).hexdigest()[:16]}"
-        group = f"case:{cells['case']}" if "case" in cells else f"fold:{fold}" if group_by_fold else picture
-        yield Row(
-            slice_id=slice_id, group=group, image_CHW=image_CHW, mask_HW=mask_HW, label=cells.get("label"),
-            case_id=cells.get("case"), source_fold=fold, position=_number(cells, "position", where),
-            spacing_yx_mm=spacing, where=where,
-        )  # fmt: skip
+        group = f"case:{cells['case']}" if "case" in cells else f"fold:{fold}" if self.by_fold else picture
+        return [
+            Row(
+                slice_id=cells.get("slice_id", cells["image"]), group=group, image_CHW=image_CHW, mask_HW=mask_HW,
+                label=cells.get("label"), case_id=cells.get("case"), source_fold=fold,
+                position=_number(cells, "position", where), spacing_yx_mm=spacing, where=where,
+            )
+        ]  # fmt: skip
 
 
 def _inside(root: Path, relative: str, where: str) -> Path:
     path = (root / relative).resolve()
-    if not path.is_relative_to(root.resolve()):
+    if not path.is_relative_to(root):
         raise DataError(f"{where}: {relative} leaves the folder; keep all files inside it")
     if not path.is_file():
         raise DataError(f"{where}: {relative}: no such file")

@@ -18,13 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from braintum.data.ingest.engine import About, ingest
 from braintum.data.schema import Card, DataError, Row
-from braintum.data.shards import refuse_existing, write_dataset
 
 CLASSES = ("glioma", "meningioma", "pituitary", "no_tumor")
 FIELD_OF_VIEW_MM = 230.0
@@ -40,34 +41,55 @@ def ingest_phantom(
 
     The classes take turns, so that each has about cases/4 cases. Raises DataError for sizes that cannot be drawn.
     """
-    refuse_existing(out)
-    rows = phantom_rows(cases=cases, slices_per_case=slices_per_case, size=size, seed=seed)
+    phantom = _checked(cases, slices_per_case, size, seed)
     provenance = f"drawn: cases={cases} slices_per_case={slices_per_case} size={size} seed={seed}"
-    return write_dataset(rows, out, name=name, provenance=provenance, licence="CC0-1.0")
+    return ingest(phantom, range(cases), out, About(name, provenance, "CC0-1.0"), strict=True)
 
 
 def phantom_rows(*, cases: int, slices_per_case: int, size: int, seed: int) -> Iterator[Row]:
     """The slices of a phantom set, case by case. Raises DataError for sizes that cannot be drawn."""
+    phantom = _checked(cases, slices_per_case, size, seed)
+    return (row for case in range(cases) for row in phantom.read(case))
+
+
+def _checked(cases: int, slices_per_case: int, size: int, seed: int) -> _Phantom:
     if cases < len(CLASSES) or slices_per_case < 1 or not 32 <= size <= 1024:
         raise DataError(
             f"phantom: cases={cases} slices_per_case={slices_per_case} size={size}: "
             f"expected {len(CLASSES)} cases or more, a slice or more, a size of 32 to 1024"
         )
-    return _rows(cases, slices_per_case, size, seed)
+    return _Phantom(slices_per_case, size, seed)
 
 
-def _rows(cases: int, slices_per_case: int, size: int, seed: int) -> Iterator[Row]:
-    spacing_mm = FIELD_OF_VIEW_MM / size
-    for number in range(cases):
-        case = _Case(CLASSES[number % len(CLASSES)], np.random.default_rng([seed, number]), size)
-        for index, level in enumerate(np.linspace(-1, 1, slices_per_case) if slices_per_case > 1 else [0.0]):
-            image_HW, mask_HW = case.draw(float(level))
-            case_id = f"case-{number:04d}"
-            yield Row(
-                slice_id=f"{case_id}-{index:02d}", group=case_id, image_CHW=image_HW[None], mask_HW=mask_HW,
-                label=case.label, case_id=case_id, position=index * SLICE_GAP_MM,
-                spacing_yx_mm=(spacing_mm, spacing_mm), where=f"phantom {case_id}",
+@dataclass(frozen=True)
+class _Phantom:
+    """Draws cases by their number. The classes take turns."""
+
+    slices_per_case: int
+    size: int
+    seed: int
+
+    def where(self, case: int) -> str:
+        return f"phantom case-{case:04d}"
+
+    def files(self, case: int) -> list[Path]:
+        return []
+
+    def read(self, case: int) -> list[Row]:
+        drawn = _Case(CLASSES[case % len(CLASSES)], np.random.default_rng([self.seed, case]), self.size)
+        case_id, spacing_mm = f"case-{case:04d}", FIELD_OF_VIEW_MM / self.size
+        levels = np.linspace(-1, 1, self.slices_per_case) if self.slices_per_case > 1 else [0.0]
+        rows = []
+        for index, level in enumerate(levels):
+            image_HW, mask_HW = drawn.draw(float(level))
+            rows.append(
+                Row(
+                    slice_id=f"{case_id}-{index:02d}", group=case_id, image_CHW=image_HW[None], mask_HW=mask_HW,
+                    label=drawn.label, case_id=case_id, position=index * SLICE_GAP_MM,
+                    spacing_yx_mm=(spacing_mm, spacing_mm), where=self.where(case),
+                )
             )  # fmt: skip
+        return rows
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,105 @@
+"""The Ray cluster that a command uses: one that is there, or one of its own on this machine."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray._private.services import find_bootstrap_address
+
+from braintum.settings import ConfigError
+
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report reaches the controller in 20 ms instead of up to 2 s
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # without it, a rank that dies between reports hangs the others for ever
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    # Ray Train trains in a thread, whose own arena glibc would give back whatever `keep_freed_memory` says.
+    "MALLOC_ARENA_MAX": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # braintum writes history.parquet and TensorBoard itself
+    "RAY_AIR_NEW_OUTPUT": "0",  # the progress table is ours
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # nothing of Tune's own state is needed: an interrupt ends at once
+}
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+_SOCKETS = "/tmp"  # noqa: S108 - paths of sockets must be short
+
+
+def connect(say: Callable[[str], None]) -> None:
+    """Joins the cluster that RAY_ADDRESS or `ray start` gives, or starts one on this machine. Raises ConfigError.
+
+    `say` gets a line about a cluster that was joined. Ray's own "auto" would also join a Ray that another process has
+    started for itself, and that ends with it.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(f"RAY_ADDRESS: {address}: is for `ray job`; unset it, or give HOST:6379, auto or local")
+    if address != "local" and (address != "auto" or find_bootstrap_address(None) is not None):
+        inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # its runtime_env is set by `ray job submit`
+        try:
+            _init(  # None: what `ray start` wrote down, with its token
+                address=None if address == "auto" else address,
+                runtime_env=None if inside_job else {"env_vars": ENVIRONMENT},
+            )
+            say(f"on the Ray cluster at {ray.get_runtime_context().gcs_address}")
+            return
+        except ConnectionError as error:
+            if address != "auto":
+                raise ConfigError(f"RAY_ADDRESS: {address}: no cluster answers there") from error
+        except ValueError as error:
+            if address == "auto":
+                raise
+            raise ConfigError(f"RAY_ADDRESS: {address!r}: {error}; give HOST:6379, auto or local") from error
+    start_local()
+
+
+def start_local(**options: Any) -> None:
+    """Starts a Ray on this machine, which ends with this process; `options` are those of `ray.init`.
+
+    Its folder and the address of its dashboard are its own and known to its workers. By Ray's defaults they look for
+    the machine's cluster, and where that is another or a dead one, the workers of a stopped trial are not found and
+    keep their cores.
+    """
+    folder = tempfile.mkdtemp(prefix="ray", dir=_SOCKETS)
+    atexit.register(_leave, folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    dashboard = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+    _init(
+        address="local",
+        include_dashboard=True,
+        dashboard_port=port,
+        runtime_env={"env_vars": {**ENVIRONMENT, **dashboard}},
+        _temp_dir=folder,
+        _system_config={"worker_niceness": 0},  # by default 15, so that any other process takes the core from training
+        **options,
+    )
+
+
+def _init(**options: Any) -> None:
+    """`ray.init`, after which SIGTERM does what it did before: Ray's own handlers abort the process (134)."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**_QUIET, **options)
+    except SystemExit:  # what one of them raises
+        raise KeyboardInterrupt from None
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _leave(folder: str) -> None:
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,205 @@
+"""How any source becomes a dataset: item by item, in parallel where it pays, going on where it was stopped.
+
+A source's items (a line of a manifest, a volume, a patient) are cut into chunks of about a shard each. A chunk is read
+and written by one process, in this one or as a Ray task, and leaves beside its shard what the ledger must know of it
+(`OUT/ingesting/`). A second start with the same --out skips chunks whose shard is there and whose files have not
+changed. The card comes last, and the notes go then.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from braintum import storage
+from braintum.data.ingest.bar import Bar
+from braintum.data.ledger import Facts, Ledger
+from braintum.data.schema import CARD, Card, DataError, Row
+from braintum.data.shards import SHARD_BYTES, filesystem, row_bytes, write_card, write_shard
+
+NOTES = "ingesting"
+REJECTED = "rejected.csv"
+FEW = 16
+"""Chunks up to which everything is read in this process: Ray would take longer to start."""
+FEW_ON_A_CLUSTER = 2
+
+Item = TypeVar("Item", contravariant=True)
+
+
+class Source(Protocol[Item]):
+    """What reads items, in any process: it is pickled. Its `repr` must say all that decides what an item becomes."""
+
+    def where(self, item: Item) -> str:
+        """How errors and rejected.csv name the item."""
+        ...
+
+    def files(self, item: Item) -> Iterable[Path]:
+        """What is read for it: another size or time of change means that it has changed."""
+        ...
+
+    def read(self, item: Item) -> list[Row]:
+        """Its slices. Raises DataError for what cannot be read."""
+        ...
+
+
+class About(NamedTuple):
+    """What the card says beside what is counted. `options`: the choices that made slices of what was read."""
+
+    name: str
+    provenance: str
+    licence: str | None = None
+    options: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a chunk: its shard's facts (None where nothing could be read), and what could not be read, why."""
+
+    facts: Facts | None
+    rejected: list[tuple[str, str]]
+
+
+def ingest(source: Source[Any], items: Sequence[Any], out: str, about: About, *, strict: bool = False) -> Card:
+    """Writes a dataset of all slices of all items, in their order, at `out`; returns its card.
+
+    What cannot be read is left out and listed with its reason in OUT/rejected.csv; with `strict` it is an error. Raises
+    DataError for that, for an output that exists and is no unfinished dataset of this function's, for what
+    `write_shard` and `Ledger` refuse, and where nothing at all could be read.
+    """
+    refuse_other(out)
+    out = storage.resolve(out)
+    if not items:
+        raise DataError(f"{about.provenance}: no slices")
+    chunks = [items[start : start + length] for length in [_chunk_length(source, items)]
+              for start in range(0, len(items), length)]  # fmt: skip
+    cluster = "RAY_ADDRESS" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    parallel = len(chunks) > (FEW_ON_A_CLUSTER if cluster else FEW)
+    ledger, rejected = Ledger(), []
+    try:
+        with Bar(about.name, len(items)) as bar:
+            for chunk, written in zip(chunks, _write_all(source, chunks, out, strict, parallel), strict=True):
+                rejected += written.rejected
+                if written.facts is not None:
+                    ledger.add(written.facts)
+                bar.advance(len(chunk), len(rejected))
+        if len(rejected) == len(items):
+            where, reason = rejected[0]
+            raise DataError(f"{where}: {reason} (and so none of {len(items)} could be read)" if where else reason)
+        card = ledger.card(about.name, about.provenance, about.licence, dict(about.options), len(rejected))
+    except DataError:
+        if not parallel:  # read again in moments; what took longer is kept for the next try
+            storage.remove(out)
+        raise
+    _finish(out, card, rejected)
+    return card
+
+
+def refuse_other(out: str) -> None:
+    """Raises DataError if there is anything at `out` but a dataset that `ingest` has not finished."""
+    fs, path = filesystem(out)
+    fs.invalidate_cache()
+    # some object stores list a folder that was emptied, as a file without a name in itself
+    names = [name for _, _, found in fs.walk(path) for name in found if name]
+    if fs.isfile(path) or (names and (not fs.isdir(f"{path}/{NOTES}") or CARD in names)):
+        raise DataError(f"{out}: exists; choose another --out")
+
+
+def _chunk_length(source: Source[Any], items: Sequence[Any]) -> int:
+    """Items whose slices fill a shard, judged by the first that can be read; one in two chunks for few."""
+    for item in items:
+        try:
+            size = sum(map(row_bytes, source.read(item)))
+        except DataError:
+            continue
+        if size:
+            return max(1, SHARD_BYTES // size)
+    return len(items)
+
+
+def _write_all(
+    source: Source[Any], chunks: Sequence[Sequence[Any]], out: str, strict: bool, parallel: bool
+) -> Iterator[Written]:
+    """Every chunk's outcome, in order."""
+    if parallel:
+        from braintum.data.ingest.parallel import in_order
+
+        yield from in_order(source, chunks, out, strict)
+    else:
+        for index, chunk in enumerate(chunks):
+            yield write_chunk(source, chunk, out, index, strict)
+
+
+def write_chunk(source: Source[Any], items: Sequence[Any], out: str, index: int, strict: bool) -> Written:
+    """Reads items and writes their shard, unless that was done before and nothing has changed since."""
+    key = _key(source, items, strict)
+    note = storage.join(out, NOTES, f"{index:05d}.json")
+    known = _known(note, out, key)
+    if known is not None:
+        return known
+    rows: list[Row] = []
+    rejected: list[tuple[str, str]] = []
+    for item in items:
+        try:
+            rows += source.read(item)
+        except DataError as error:
+            if strict:
+                raise
+            where = source.where(item)
+            rejected.append((where, str(error).removeprefix(f"{where}: ")))
+    written = Written(write_shard(out, index, rows) if rows else None, rejected)
+    facts = None if written.facts is None else written.facts.to_json()
+    storage.write_json(note, {"key": key, "facts": facts, "rejected": rejected})
+    return written
+
+
+def _key(source: Source[Any], items: Sequence[Any], strict: bool) -> str:
+    """Names what goes into a chunk: source, items, and size and time of change of their files."""
+    stamps = []
+    for item in items:
+        for file in source.files(item):
+            try:
+                stat = file.stat()
+                stamps.append((str(file), stat.st_size, stat.st_mtime_ns))
+            except OSError:
+                stamps.append((str(file), -1, -1))
+    said = json.dumps([repr(source), [repr(item) for item in items], stamps, strict])
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _known(note: str, out: str, key: str) -> Written | None:
+    """What a note of an earlier start says, if it is of the same chunk and its shard is there."""
+    try:
+        noted = storage.read_json(note)
+    except (FileNotFoundError, storage.StorageError):
+        return None
+    if noted["key"] != key:
+        return None
+    facts = None if noted["facts"] is None else Facts.from_json(noted["facts"])
+    if facts is not None:
+        fs, path = filesystem(storage.join(out, facts.shard.file))
+        if not fs.exists(path) or fs.size(path) != facts.shard.bytes:
+            return None
+    return Written(facts, [(where, reason) for where, reason in noted["rejected"]])
+
+
+def _finish(out: str, card: Card, rejected: Sequence[tuple[str, str]]) -> None:
+    """rejected.csv, shards of an earlier start that are of none of this one's chunks, the card, the notes."""
+    if rejected:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("what", "reason"), *rejected])
+        storage.write_bytes(storage.join(out, REJECTED), text.getvalue().encode())
+    fs, path = filesystem(out)
+    known = {shard.file for shard in card.shards}
+    for file in fs.ls(path, detail=False):
+        name = str(file).rpartition("/")[2]
+        if name.startswith("slices-") and name not in known:
+            storage.remove(storage.join(out, name))
+    write_card(out, card)
+    storage.remove(storage.join(out, NOTES))
