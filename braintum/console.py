@@ -28,6 +28,31 @@ def print_card(card: Mapping[str, Any]) -> None:
     _print(table)
 
 
+def print_audit(summary: Mapping[str, Any]) -> None:
+    """What an audit found, and where it stands."""
+    words = {
+        "datasets": "in two datasets", "test": "in the test set and outside of it", "folds": "in two folds",
+        "groups": "in two groups, which a split may part",
+    }  # fmt: skip
+    table = Table("found", "", box=None, show_header=False)
+    for name, count in summary["slices"].items():
+        table.add_row("slices", f"{count:,} of {name}")
+    for parted, count in summary["pairs"].items():
+        table.add_row("pairs that look alike", f"{count:,} {words[parted]}")
+    if not summary["pairs"]:
+        table.add_row("pairs that look alike", "none that a split parts")
+    if summary["same_picture"]:
+        table.add_row("of them the same picture", f"{summary['same_picture']:,}")
+    if summary["two_labels"]:
+        table.add_row("of them with two labels", f"{summary['two_labels']:,}")
+    for kind, count in summary["findings"].items():
+        table.add_row(kind, f"{count:,}")
+    if summary["merged_groups"]:
+        table.add_row("groups kept together now", f"{summary['merged_groups']:,}")
+    _print(table)
+    print(f"lists and pictures: {summary['out']}")
+
+
 def print_run(summary: Mapping[str, Any]) -> None:
     """A run's metrics on the slices held out."""
     held_out = "the slices held out" if summary["fold"] is None else f"fold {summary['fold']}"
