@@ -237,6 +237,9 @@ def search(
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all; else what the space says.")] = None,
     folds: Folds = None,
     settings: Set = None,
+    allow_leak: Annotated[
+        bool, typer.Option("--allow-leak", help="Search though copies of slices are on two sides of a split.")
+    ] = False,
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
@@ -249,7 +252,7 @@ def search(
     from braintum.tuning.study import search as run
 
     with _stdout_for(as_json), Progress(loaded.name) as progress:
-        summary = run(loaded, data, out, resume=resume, progress=progress)
+        summary = run(loaded, data, out, resume=resume, allow_leak=allow_leak, progress=progress)
     _show(summary, as_json, print_study)
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from braintum.reporting.results import standing
-from braintum.reporting.tables import heading, mean_sd, shown, text, unit_of
+from braintum.reporting.tables import heading, leak_words, mean_sd, shown, text, unit_of
 
 
 def print_card(card: Mapping[str, Any]) -> None:
@@ -41,8 +41,8 @@ def print_audit(summary: Mapping[str, Any]) -> None:
         table.add_row("pairs that look alike", f"{count:,} {words[parted]}")
     if not summary["pairs"]:
         table.add_row("pairs that look alike", "none that a split parts")
-    if summary["same_picture"]:
-        table.add_row("of them the same picture", f"{summary['same_picture']:,}")
+    if summary["copies"]:
+        table.add_row("of them copies", f"{summary['copies']:,}, {summary['same_picture']:,} pixel by pixel")
     if summary["two_labels"]:
         table.add_row("of them with two labels", f"{summary['two_labels']:,}")
     for kind, count in summary["findings"].items():
@@ -88,6 +88,8 @@ def print_study(summary: Mapping[str, Any]) -> None:
         cells = (text(mean_sd(best["crossval"].get(metric)), metric) for metric in names)
         table.add_row(name, "–" if best["trial"] is None else str(best["trial"]), *cells)
     _print(table)
+    if summary.get("leaks"):
+        print(leak_words(summary["leaks"]))
     for name, reason in summary.get("failed", {}).items():
         print(f"not ranked: {name}, {reason}")
     for name, front in summary.get("pareto", {}).items():

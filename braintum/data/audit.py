@@ -3,15 +3,15 @@
 Two slices are one picture where their pixels are equal; nearly the same where their perceptual hashes differ in at most
 DISTANCE bits and thumbnails of 64×64 correlate by SIMILAR or more. On Cheng's set (2,400 slices) 201 pairs inside the
 author's folds reach 0.95, neighbours in one head, and none across them (0.949 at most): other patients' slices stay
-below, copies that were saved again, scaled or made brighter lie at 0.99. Copies that were turned, flipped or cut are
-not found.
+below, copies that were saved again, scaled or made brighter lie above COPY, as 4 of those neighbours do. Copies that
+were turned, flipped or cut are not found.
 
 Shapes: R rows of a table, or of all tables one after another; H W pixels of a thumbnail.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from braintum.data.images import resize_plane
 from braintum.data.neighbours import correlations, near_pairs
-from braintum.data.schema import TEST
+from braintum.data.schema import TEST, DataError
 from braintum.data.table import SliceTable
+from braintum.parts import Data
 
-DISTANCE, SIMILAR, THUMB = 11, 0.95, 64
+DISTANCE, SIMILAR, COPY, THUMB = 11, 0.95, 0.98, 64
 FEW_PIXELS = 10
 """A tumour of fewer, at the source's own size, is likely a slip of the pen."""
 FAR = 6.0
@@ -51,6 +52,11 @@ class Pair(NamedTuple):
     correlation: float
     first: Slice
     second: Slice
+
+    @property
+    def copy(self) -> bool:
+        """Whether the two are surely of one picture, and no mere neighbours."""
+        return self.same or self.correlation >= COPY
 
     @property
     def two_labels(self) -> bool:
@@ -100,6 +106,26 @@ def alike(tables: Mapping[str, SliceTable]) -> list[Pair]:
         if same or correlation >= SIMILAR:
             found.append(Pair(side, same, 1.0 if same else float(correlation), slices[a], slices[b]))
     return sorted(found, key=lambda pair: (not pair.same, -pair.correlation))
+
+
+def refuse_leaks(table: SliceTable, data: Data, *, allow: bool, say: Callable[[str], None]) -> int:
+    """The short form before a search: copies on two sides of a split, counted, and refused unless `allow`.
+
+    A view of a region, or of less than THUMB pixels, is not looked at, which `say` is told. Raises DataError.
+    """
+    if data.region != "whole" or data.image_size < THUMB:
+        say(f"not audited: slices of {data.image_size} pixels, {data.region}; `braintum audit` looks at the whole ones")
+        return 0
+    copies = [pair for pair in alike({"data": table}) if pair.copy]
+    if copies and not allow:
+        first = copies[0]
+        raise DataError(
+            f"slices {first.first.slice_id!r} and {first.second.slice_id!r} are copies, in two {first.parted} (and "
+            f"{len(copies) - 1} more such pairs), so scores would be too good; see `braintum audit`, which can keep "
+            "groups together (--group-near-duplicates); remove what is left, or search with --allow-leak, which every "
+            "table says"
+        )
+    return len(copies)
 
 
 def merged_groups(pairs: Sequence[Pair]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from braintum.data.table import read_images
 from braintum.reporting.canvas import MUTED, draw
 
 PAIR_COLUMNS = (
-    "parted", "same", "correlation", "two_labels",
+    "parted", "same", "copy", "correlation", "two_labels",
     *(f"{side}_{field}" for side in ("first", "second") for field in Slice._fields),
 )  # fmt: skip
 FINDING_COLUMNS = ("kind", "dataset", "slice_id", "detail")
@@ -45,6 +45,7 @@ def write_audit(audit: Audit, out: str, urls: dict[str, str]) -> dict[str, Any]:
     summary = {
         "slices": audit.num_slices,
         "pairs": dict(Counter(pair.parted for pair in audit.pairs)),
+        "copies": sum(pair.copy for pair in audit.pairs),
         "same_picture": sum(pair.same for pair in audit.pairs),
         "two_labels": sum(pair.two_labels for pair in audit.pairs),
         "findings": dict(Counter(finding.kind for finding in audit.findings)),
@@ -55,7 +56,7 @@ def write_audit(audit: Audit, out: str, urls: dict[str, str]) -> dict[str, Any]:
 
 
 def _row(pair: Pair) -> dict[str, Any]:
-    about = {"parted": pair.parted, "same": pair.same, "correlation": pair.correlation, "two_labels": pair.two_labels}
+    about = {name: getattr(pair, name) for name in ("parted", "same", "copy", "correlation", "two_labels")}
     sides = (("first", pair.first), ("second", pair.second))
     return about | {f"{side}_{field}": value for side, of in sides for field, value in of._asdict().items()}
 

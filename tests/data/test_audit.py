@@ -140,6 +140,46 @@ def test_the_command_lists_shows_and_groups(
     assert "one dataset at a time" in capfd.readouterr().err
 
 
+SPACE = """
+name: small
+architectures: [unet]
+base: fast
+overrides: {data.image_size: 64, model.width: 2, model.depth: 2, training.epochs: 1, training.half_size: 0}
+folds: 2
+trials: 1
+scheduler: {name: none}
+score: {dice: 1.0}
+parameters: {optim.lr: {log_uniform: [1e-3, 1e-2]}}
+"""
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_search_on_leaking_data_is_refused_or_says_so(
+    write: Write, rows: list[Row], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    url, _ = write([*rows, copied(rows[8], "noisy")])
+    (tmp_path / "small.yaml").write_text(SPACE)
+    out = tmp_path / "study"
+    command = ["search", str(tmp_path / "small.yaml"), "--data", url, "--out", str(out)]
+    capfd.readouterr()
+    assert main(command) == 2
+    said = capfd.readouterr().err
+    assert f"slices {rows[8].slice_id!r} and 'copy-noisy' are copies, in two groups (and 0 more such pairs)" in said
+    assert not out.exists()
+
+    assert main([*command, "--allow-leak"]) == 0
+    words = "The data leaks: 1 pairs of copies are on two sides of a split"
+    assert words in capfd.readouterr().out
+    assert main(["report", str(out)]) == 0
+    files = [*(out / "report" / "tables").iterdir(), out / "report" / "report.html"]
+    assert len(files) > 9
+    assert all(words in file.read_text() for file in files)
+
+    assert main(["audit", url, "--group-near-duplicates"]) == 0
+    assert main([*command[:-1], str(tmp_path / "sound")]) == 0
+    assert json.loads((tmp_path / "sound" / "summary.json").read_text())["leaks"] == 0
+
+
 @pytest.mark.real
 @pytest.mark.slow
 def test_the_authors_folds_of_cheng_part_no_pair(real_data: Path, tmp_path: Path) -> None:
