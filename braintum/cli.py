@@ -94,6 +94,48 @@ def ingest_phantom(
 
 
 @app.command()
+def audit(
+    urls: Annotated[list[str], typer.Argument(help="Datasets; several are also compared with each other.")],
+    out: Annotated[
+        str | None, typer.Option(callback=given, help="Folder to write; else `audit` inside the first dataset.")
+    ] = None,
+    group_near_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--group-near-duplicates", help="Write into the dataset that its splits keep such slices together."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Looks for one picture on two sides of a split, which makes scores too good, and for odd masks and images."""
+    from braintum import storage
+    from braintum.console import print_audit
+    from braintum.data import audit as audits
+    from braintum.data.shards import merge_groups
+    from braintum.data.table import load_table
+    from braintum.parts import Data
+    from braintum.reporting.audit import write_audit
+
+    if group_near_duplicates and len(urls) > 1:
+        raise ConfigError("--group-near-duplicates: is for one dataset at a time; name one")
+    named = dict(zip(_short_names(urls), urls, strict=True))
+    with _stdout_for(as_json):
+        tables = {name: load_table(url, Data(image_size=audits.THUMB)) for name, url in named.items()}
+        found = audits.audit(tables)
+        summary = write_audit(found, out or storage.join(urls[0], "audit"), named)
+        merged = audits.merged_groups(found.pairs) if group_near_duplicates else {}
+        if merged:
+            merge_groups(urls[0], merged)
+    _show({**summary, "merged_groups": len(merged)}, as_json, print_audit)
+
+
+def _short_names(urls: list[str]) -> list[str]:
+    """The last parts of URLs, as far as they tell them apart."""
+    names = [url.rstrip("/").rpartition("/")[2] for url in urls]
+    return names if len(set(names)) == len(names) else urls
+
+
+@app.command()
 def train(
     data: DataUrl,
     out: OutUrl,
@@ -195,6 +237,9 @@ def search(
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all; else what the space says.")] = None,
     folds: Folds = None,
     settings: Set = None,
+    allow_leak: Annotated[
+        bool, typer.Option("--allow-leak", help="Search though copies of slices are on two sides of a split.")
+    ] = False,
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
@@ -207,7 +252,7 @@ def search(
     from braintum.tuning.study import search as run
 
     with _stdout_for(as_json), Progress(loaded.name) as progress:
-        summary = run(loaded, data, out, resume=resume, progress=progress)
+        summary = run(loaded, data, out, resume=resume, allow_leak=allow_leak, progress=progress)
     _show(summary, as_json, print_study)
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from braintum.reporting.results import standing
-from braintum.reporting.tables import heading, mean_sd, shown, text, unit_of
+from braintum.reporting.tables import heading, leak_words, mean_sd, shown, text, unit_of
 
 
 def print_card(card: Mapping[str, Any]) -> None:
@@ -26,6 +26,31 @@ def print_card(card: Mapping[str, Any]) -> None:
         table.add_row("rejected", f"{card['num_rejected']:,}, listed in rejected.csv")
     table.add_row("digest", card["digest"][:16])
     _print(table)
+
+
+def print_audit(summary: Mapping[str, Any]) -> None:
+    """What an audit found, and where it stands."""
+    words = {
+        "datasets": "in two datasets", "test": "in the test set and outside of it", "folds": "in two folds",
+        "groups": "in two groups, which a split may part",
+    }  # fmt: skip
+    table = Table("found", "", box=None, show_header=False)
+    for name, count in summary["slices"].items():
+        table.add_row("slices", f"{count:,} of {name}")
+    for parted, count in summary["pairs"].items():
+        table.add_row("pairs that look alike", f"{count:,} {words[parted]}")
+    if not summary["pairs"]:
+        table.add_row("pairs that look alike", "none that a split parts")
+    if summary["copies"]:
+        table.add_row("of them copies", f"{summary['copies']:,}, {summary['same_picture']:,} pixel by pixel")
+    if summary["two_labels"]:
+        table.add_row("of them with two labels", f"{summary['two_labels']:,}")
+    for kind, count in summary["findings"].items():
+        table.add_row(kind, f"{count:,}")
+    if summary["merged_groups"]:
+        table.add_row("groups kept together now", f"{summary['merged_groups']:,}")
+    _print(table)
+    print(f"lists and pictures: {summary['out']}")
 
 
 def print_run(summary: Mapping[str, Any]) -> None:
@@ -63,6 +88,8 @@ def print_study(summary: Mapping[str, Any]) -> None:
         cells = (text(mean_sd(best["crossval"].get(metric)), metric) for metric in names)
         table.add_row(name, "–" if best["trial"] is None else str(best["trial"]), *cells)
     _print(table)
+    if summary.get("leaks"):
+        print(leak_words(summary["leaks"]))
     for name, reason in summary.get("failed", {}).items():
         print(f"not ranked: {name}, {reason}")
     for name, front in summary.get("pareto", {}).items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Self
 
@@ -120,7 +121,7 @@ class Ledger:
                 "licence": licence,
                 "num_rejected": num_rejected,
                 "shards": self._shards,
-                "digest": hashlib.sha256("".join(shard.sha256 for shard in self._shards).encode()).hexdigest(),
+                "digest": digest_of(self._shards, {}),
             }
         )
 
@@ -180,6 +181,12 @@ class Ledger:
                 f"slices {first} and {again} are the same picture{more}, so a model could be scored on what it was "
                 "trained on; remove one, or give both the same case and fold"
             )
+
+
+def digest_of(shards: Sequence[Shard], merged_groups: Mapping[str, str]) -> str:
+    """Names the content of a dataset, and what a split of it may part."""
+    merged = json.dumps(sorted(merged_groups.items())) if merged_groups else ""
+    return hashlib.sha256(("".join(shard.sha256 for shard in shards) + merged).encode()).hexdigest()
 
 
 def refuse_unlike(slice_id: str, where: str, shape: tuple[Shape, str], first: tuple[Shape, str]) -> None:

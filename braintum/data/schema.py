@@ -100,7 +100,8 @@ class Card(BaseModel):
     licence: str | None
     num_rejected: int = Field(0, ge=0, description="what could not be read, listed in rejected.csv")
     shards: list[Shard]
-    digest: str = Field(description="SHA-256 over the shards' digests: names the content")
+    merged_groups: dict[str, str] = Field({}, description="group: what it became part of, by `braintum audit`")
+    digest: str = Field(description="SHA-256 over the shards' digests and merged groups: names the content")
 
 
 def arrow_schema(channels: int, height: int, width: int, dtype: str) -> pa.Schema:

@@ -7,7 +7,7 @@ dataset is there whole or not at all. `braintum.data.ledger` compares the rows o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import fsspec
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from braintum.data.images import perceptual_hash
-from braintum.data.ledger import Facts, Ledger, RowFacts, refuse_unlike
+from braintum.data.ledger import Facts, Ledger, RowFacts, digest_of, refuse_unlike
 from braintum.data.schema import (
     CARD,
     DTYPES,
@@ -142,6 +142,15 @@ def write_shard(out: str, index: int, rows: Sequence[Row]) -> Facts:
 def write_card(out: str, card: Card) -> None:
     """The last file of a dataset."""
     write_bytes(join(out, CARD), card.model_dump_json(indent=2).encode())
+
+
+def merge_groups(url: str, merged: Mapping[str, str]) -> Card:
+    """Writes into a dataset's card that groups belong together: splits keep them so. Its digest is another then."""
+    card = read_card(url)
+    known = {group: merged.get(into, into) for group, into in card.merged_groups.items()} | dict(merged)
+    card = card.model_copy(update={"merged_groups": known, "digest": digest_of(card.shards, known)})
+    write_card(url, card)
+    return card
 
 
 def _check(row: Row, first: Row) -> None:

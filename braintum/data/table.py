@@ -5,7 +5,7 @@ Shapes: R rows of the table, C channels, H W height and width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -31,7 +31,8 @@ class Slices:
     label_R: int64 index into the classes, -1 for none. low_RC, high_RC: float32, least and greatest value of
     image_RCHW, before pixels outside of a region were hidden. spacing_R2: float32, y and x in mm of the original
     pixels, NaN where unknown. native_tumour: uint8, the tumours at the source's own size, packed (`pack_mask`), one
-    after another; native_bytes_R: int64, how many bytes are each row's, 0 without a mask.
+    after another; native_bytes_R: int64, how many bytes are each row's, 0 without a mask. group_R: the shards', or what
+    the card's `merged_groups` make of them. picture_R: SHA-256 of the source's pixels; perceptual_hash_R: see `images`.
     """
 
     image_RCHW: NDArray[np.uint8] | NDArray[np.float16]
@@ -49,6 +50,8 @@ class Slices:
     case_id_R: list[str | None]
     group_R: list[str]
     source_fold_R: list[str | None]
+    picture_R: list[str]
+    perceptual_hash_R: NDArray[np.uint64]
 
     def __len__(self) -> int:
         return len(self.slice_id_R)
@@ -74,6 +77,13 @@ class SliceTable(Slices):
         start = int(self.native_bytes_R[:row].sum())
         packed = self.native_tumour[start : start + int(self.native_bytes_R[row])]
         return unpack_mask(packed.tobytes(), self.height, self.width)
+
+    def native_tumours(self) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """(row, where it has tumour at the source's own size) of every row with a mask."""
+        ends = np.cumsum(self.native_bytes_R)
+        for row in np.flatnonzero(self.has_mask_R):
+            packed = self.native_tumour[ends[row] - self.native_bytes_R[row] : ends[row]]
+            yield int(row), unpack_mask(packed.tobytes(), self.height, self.width)
 
 
 def load_table(url: str, data: Data, boxes: Mapping[str, Box] | None = None) -> SliceTable:
@@ -173,8 +183,10 @@ def decode_shard(
         native_bytes_R=np.array([len(packed) for packed in native], np.int64),
         slice_id_R=column("slice_id"),
         case_id_R=column("case_id"),
-        group_R=column("group"),
+        group_R=[card.merged_groups.get(group, group) for group in column("group")],
         source_fold_R=column("source_fold"),
+        picture_R=column("image_sha256"),
+        perceptual_hash_R=np.array(column("perceptual_hash"), np.uint64),
     )
 
 

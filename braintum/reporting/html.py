@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -101,6 +101,11 @@ def _sections(results: Results) -> list[Section]:
     if trials:
         figures = _present(search_history(results), parameter_effects(results))
         sections.append(Section("search", "Search", _search_words(results), [trials], figures))
+    leaks = results.summary.get("leaks")
+    if leaks:
+        warning = tables.leak_words(leaks)
+        sections = [replace(section, tables=[replace(table, warning=warning) for table in section.tables])
+                    for section in sections]  # fmt: skip
     return [section for section in sections if not section.empty]
 
 

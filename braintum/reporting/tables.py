@@ -47,7 +47,7 @@ Cell = str | int | float | MeanSD | None
 class Table:
     """Rows start with what they are about. Metrics stand as columns, or, with `metric_rows`, as rows.
 
-    `compared`: rows are rivals, so that the best value of each metric is marked.
+    `compared`: rows are rivals, so that the best value of each metric is marked. `warning`: why not to believe it.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Table:
     hd_unit: str | None = None
     compared: bool = False
     metric_rows: bool = False
+    warning: str = ""
 
     def heading(self, column: str) -> str:
         return heading(column, self.hd_unit)
@@ -122,6 +123,11 @@ def shown(over_folds: Iterable[Mapping[str, Any]]) -> list[str]:
     if "false_mask_rate" not in found:
         found.discard("dice_all")  # no slice without tumour: the same as Dice
     return [metric for metric in LEADERBOARD if metric in found]
+
+
+def leak_words(leaks: int) -> str:
+    """What every table of a search that was allowed to leak says."""
+    return f"The data leaks: {leaks:,} pairs of copies are on two sides of a split, so scores are too good."
 
 
 def leaderboard(results: Results) -> Table:

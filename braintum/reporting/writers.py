@@ -14,14 +14,15 @@ from braintum.reporting.tables import LABELS, Cell, MeanSD, Table, text
 
 
 def to_csv(table: Table) -> str:
-    """Full precision; a mean and its SD are two columns."""
+    """Full precision; a mean and its SD are two columns. A warning is a column of its own."""
     split = [any(isinstance(row[j], MeanSD) for row in table.rows) for j in range(len(table.columns))]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
+    header = [
         name for column, two in zip(table.columns, split, strict=True)
         for name in ((f"{column}_mean", f"{column}_sd") if two else (column,))
-    )  # fmt: skip
+    ]  # fmt: skip
+    writer.writerow([*header, "warning"] if table.warning else header)
     for row in table.rows:
         cells: list[Cell] = []
         for cell, two in zip(row, split, strict=True):
@@ -29,7 +30,7 @@ def to_csv(table: Table) -> str:
                 cells += [cell.mean, cell.sd]
             else:
                 cells += [cell, None] if two else [cell]
-        writer.writerow(cells)
+        writer.writerow([*cells, table.warning] if table.warning else cells)
     return out.getvalue()
 
 
@@ -41,7 +42,7 @@ def to_markdown(table: Table) -> str:
     for i in range(len(table.rows)):
         cells = [_markdown(table.words(i, j)) for j in range(len(table.columns))]
         lines.append("| " + " | ".join(f"**{c}**" if (i, j) in table.best else c for j, c in enumerate(cells)) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(["", table.warning] if table.warning else [])]) + "\n"
 
 
 def to_latex(table: Table) -> str:
@@ -52,6 +53,8 @@ def to_latex(table: Table) -> str:
         cells = [_latex(table.words(i, j)) for j in range(len(table.columns))]
         marked = [rf"\textbf{{{cell}}}" if (i, j) in table.best else cell for j, cell in enumerate(cells)]
         lines.append(" & ".join(marked) + r" \\")
+    if table.warning:
+        lines += [r"\midrule", rf"\multicolumn{{{len(table.columns)}}}{{l}}{{{_latex(table.warning)}}} \\"]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 

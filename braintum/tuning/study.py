@@ -22,6 +22,7 @@ from ray import tune
 
 from braintum import storage
 from braintum.connect import connect
+from braintum.data.audit import refuse_leaks
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
 from braintum.training.crossval import crossval
@@ -43,9 +44,19 @@ class StudyFailed(RuntimeError):
     """A search without a winner that could be cross-validated, with a reason."""
 
 
-def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False, progress: Progress) -> dict[str, Any]:
+def search(
+    space: SearchSpace,
+    data_url: str,
+    out: str,
+    *,
+    resume: bool = False,
+    allow_leak: bool = False,
+    progress: Progress,
+) -> dict[str, Any]:
     """Runs or resumes a study and returns its summary. Times in it are those of the last start. A
     finished one is read; where a winner's cross-validation failed, that is tried again.
+
+    Data with copies on two sides of a split is refused unless `allow_leak`; then the summary counts them as `leaks`.
 
     Raises ConfigError or DataError before any worker starts, StudyFailed where no trial finished. KeyboardInterrupt
     leaves all state saved.
@@ -63,6 +74,8 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
         progress.say("no node has room for a trial yet: they wait until the cluster grows")
     tables = {name: share_table(data_url, data) for name, data in views.items()}
     table, folds = refuse_unusable(space, tables)
+    widest = max(views.values(), key=lambda data: (data.region == "whole", data.image_size))
+    leaks = refuse_leaks(ray.get(tables[view(widest)]), widest, allow=allow_leak, say=progress.say)
     if not storage.exists(out):
         for name in space.architectures:
             experiment = space.experiment(name, {})
@@ -102,6 +115,7 @@ def search(space: SearchSpace, data_url: str, out: str, *, resume: bool = False,
         "trials": counts(trials),
         "best": _crossvalidate(space, best, data_url, out, tables, slots, failed, progress),
         "failed": failed,
+        "leaks": leaks,
         **({"pareto": pareto(space, trials, history)} if space.objectives else {}),
         "busy_share": watch.busy / (seconds * max(1, slots.filled)) if watch.busy else None,
         "resources": space.resources.model_dump(mode="json"),

@@ -53,7 +53,8 @@ def slices(spacing: float = float("nan")) -> SliceTable:
         label_R=np.array([0, 0, -1, 1]), low_RC=np.zeros((4, 1), np.float32), high_RC=np.full((4, 1), 200, np.float32),
         spacing_R2=np.full((4, 2), spacing, np.float32), slice_id_R=list("abcd"), case_id_R=[None] * 4,
         native_tumour=np.frombuffer(b"".join(native), np.uint8), native_bytes_R=np.array([len(x) for x in native]),
-        group_R=list("ABCD"), source_fold_R=[None] * 4, classes=("tumour", "none"), masks=("tumour",),
+        group_R=list("ABCD"), source_fold_R=[None] * 4,
+        picture_R=list("abcd"), perceptual_hash_R=np.zeros(4, np.uint64), classes=("tumour", "none"), masks=("tumour",),
         height=NATIVE, width=NATIVE, digest="",
     )  # fmt: skip
 
