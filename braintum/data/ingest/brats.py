@@ -30,7 +30,6 @@ MASK = MaskValues(tumour=(1, 3, 4), oedema=(2,))
 MASK_NAMES = ("_seg", "_segm")
 """What a mask's name ends with; one case of 2020 has the second, and a name that is not its folder's."""
 NAME_MAPPING = "name_mapping.csv"
-LICENCE = "BraTS terms of use (registration; non-commercial research)"
 
 
 class Folder(NamedTuple):
@@ -51,6 +50,7 @@ def ingest_brats(
     label: str | None = None,
     slicing: Slicing | None = None,
     name: str | None = None,
+    licence: str | None = None,
     strict: bool = False,
 ) -> Card:
     """Reads all cases under `path` and writes a dataset at `out`; returns its card.
@@ -70,13 +70,14 @@ def ingest_brats(
     images = (image for folder in folders for image in folder.images if image is not None)
     source = _Brats(slicing, tuple(modalities), few_bits(images))
     options = {"modalities": ",".join(modalities)} | slicing.options() | MASK.options()
-    about = About(name or root.name, f"BraTS folders of {root.name}", LICENCE, options)
+    about = About(name or root.name, f"BraTS folders of {root.name}", licence, options)
     return ingest(source, folders, out, about, strict=strict)
 
 
 def _found(root: Path, modalities: Sequence[str], label: str | None) -> list[Folder]:
     """A folder that holds a file of its own name and any modality is a case."""
-    folders, grades = [], {}
+    folders: list[Folder] = []
+    grades: dict[str, str] = {}
     for place, subfolders, files in os.walk(root):
         subfolders.sort()
         folder = Path(place)
@@ -108,7 +109,7 @@ def _grades(path: Path) -> dict[str, str]:
             lines = list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path.name}: no CSV file ({error}); restore or remove it") from None
-    grades = {}
+    grades: dict[str, str] = {}
     for line in lines:
         grade = line.get("Grade")
         if grade not in GRADES:
