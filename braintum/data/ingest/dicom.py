@@ -82,8 +82,7 @@ def ingest_dicom(
     about = About(
         name, "DICOM files, identities replaced", licence, options | slicing.options() | mask_values.options()
     )
-    with quiet():
-        return ingest(source, items, out, about, strict=strict)
+    return ingest(source, items, out, about, strict=strict)
 
 
 def _expression(series: str) -> re.Pattern[str]:
