@@ -8,18 +8,17 @@ imported inside it, so that `--help` and a refused setting come at once.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, TypeGuard
 
 import typer
 
+from braintum.cli_ingest import ingest, ingest_phantom
 from braintum.config import Experiment, json_schema, parse_overrides
 from braintum.models.registry import architectures, model_config_class
 from braintum.options import (
@@ -31,11 +30,12 @@ from braintum.options import (
     OutUrl,
     Resume,
     Set,
-    Strict,
     Workers,
     experiment_of,
     given,
     sees_whole,
+    show,
+    stdout_for,
 )
 from braintum.settings import ConfigError
 
@@ -44,53 +44,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-ingest = typer.Typer(help="Writes a dataset: Parquet shards and a card.")
 app.add_typer(ingest, name="ingest")
 
-
-Summary = Mapping[str, Any]
-
 RESUMABLE = ("train", "crossval", "cascade", "search")
-
-
-@ingest.command("folder")
-def ingest_folder(
-    path: Annotated[str, typer.Argument(callback=given, help="Folder with manifest.csv and the images that it names.")],
-    out: NewUrl,
-    name: Annotated[str | None, typer.Option(help="Name of the dataset; else the folder's.")] = None,
-    size: Annotated[int | None, typer.Option(min=16, help="Height and width to store, pixels.")] = None,
-    licence: Annotated[str | None, typer.Option(help="Licence of the images, for the card.")] = None,
-    strict: Strict = False,
-    as_json: Json = False,
-) -> None:
-    """Ingests images, masks and labels listed in a CSV manifest.
-
-    Masks hold 0, 1 (tumour) and 2 (oedema), or are pictures of a white tumour on black.
-    """
-    from braintum.console import print_card
-    from braintum.data.ingest import folder
-
-    with _stdout_for(as_json):
-        card = folder.ingest_folder(path, out, name=name, size=size, licence=licence, strict=strict)
-    _show(card.model_dump(mode="json"), as_json, print_card)
-
-
-@ingest.command("phantom")
-def ingest_phantom(
-    out: NewUrl,
-    cases: Annotated[int, typer.Option(min=4, help="Number of patients.")] = 120,
-    slices_per_case: Annotated[int, typer.Option(min=1, help="Slices of each.")] = 4,
-    size: Annotated[int, typer.Option(min=32, help="Height and width, pixels.")] = 128,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    as_json: Json = False,
-) -> None:
-    """Draws a made-up dataset of brain-like slices, for trying things out."""
-    from braintum.console import print_card
-    from braintum.data.ingest import phantom
-
-    with _stdout_for(as_json):
-        card = phantom.ingest_phantom(out, cases=cases, slices_per_case=slices_per_case, size=size, seed=seed)
-    _show(card.model_dump(mode="json"), as_json, print_card)
 
 
 @app.command()
@@ -119,14 +75,14 @@ def audit(
     if group_near_duplicates and len(urls) > 1:
         raise ConfigError("--group-near-duplicates: is for one dataset at a time; name one")
     named = dict(zip(_short_names(urls), urls, strict=True))
-    with _stdout_for(as_json):
+    with stdout_for(as_json):
         tables = {name: load_table(url, Data(image_size=audits.THUMB)) for name, url in named.items()}
         found = audits.audit(tables)
         summary = write_audit(found, out or storage.join(urls[0], "audit"), named)
         merged = audits.merged_groups(found.pairs) if group_near_duplicates else {}
         if merged:
             merge_groups(urls[0], merged)
-    _show({**summary, "merged_groups": len(merged)}, as_json, print_audit)
+    show({**summary, "merged_groups": len(merged)}, as_json, print_audit)
 
 
 def _short_names(urls: list[str]) -> list[str]:
@@ -153,9 +109,9 @@ def train(
     from braintum.training.progress import Progress
     from braintum.training.worker import train as run
 
-    with _stdout_for(as_json), Progress("train") as progress:
+    with stdout_for(as_json), Progress("train") as progress:
         summary = run(experiment, data, out, fold=fold, folds=folds, workers=workers, resume=resume, progress=progress)
-    _show(summary, as_json, print_run)
+    show(summary, as_json, print_run)
 
 
 @app.command()
@@ -175,9 +131,9 @@ def crossval(
     from braintum.training.crossval import crossval as run
     from braintum.training.progress import Progress
 
-    with _stdout_for(as_json), Progress("crossval") as progress:
+    with stdout_for(as_json), Progress("crossval") as progress:
         summary = run(experiment, data, out, folds=folds, workers=workers, resume=resume, progress=progress)
-    _show(summary, as_json, print_crossval)
+    show(summary, as_json, print_crossval)
 
 
 @app.command()
@@ -221,9 +177,9 @@ def cascade(
     from braintum.training.cascade import cascade as run
     from braintum.training.progress import Progress
 
-    with _stdout_for(as_json), Progress("cascade") as progress:
+    with stdout_for(as_json), Progress("cascade") as progress:
         summary = run(**stages, data_url=data, out=out, folds=folds, workers=workers, resume=resume, progress=progress)
-    _show(summary, as_json, print_crossval)
+    show(summary, as_json, print_crossval)
 
 
 @app.command()
@@ -251,9 +207,9 @@ def search(
     from braintum.training.progress import Progress
     from braintum.tuning.study import search as run
 
-    with _stdout_for(as_json), Progress(loaded.name) as progress:
+    with stdout_for(as_json), Progress(loaded.name) as progress:
         summary = run(loaded, data, out, resume=resume, allow_leak=allow_leak, progress=progress)
-    _show(summary, as_json, print_study)
+    show(summary, as_json, print_study)
 
 
 @app.command()
@@ -267,9 +223,9 @@ def report(
     """Writes tables, figures and report.html from the result files of a directory."""
     from braintum.reporting.html import report as write
 
-    with _stdout_for(as_json):
+    with stdout_for(as_json):
         page = str(write(directory, out))
-    _show({"report": page}, as_json, lambda shown: print(f"report: {shown['report']}"))
+    show({"report": page}, as_json, lambda shown: print(f"report: {shown['report']}"))
 
 
 @app.command()
@@ -292,7 +248,7 @@ def models(
     listing = {
         name: _CASCADE if name == "cascade" else _about_model(name) for name in names or [*architectures(), "cascade"]
     }
-    _show(listing, as_json, print_options if names else print_models)
+    show(listing, as_json, print_options if names else print_models)
 
 
 _CASCADE: dict[str, Any] = {
@@ -329,12 +285,12 @@ def _benchmark(names: list[str], side: int, as_json: bool) -> None:
     from braintum.training.benchmark import benchmark
     from braintum.training.progress import Progress
 
-    with _stdout_for(as_json), Progress("models") as progress:
+    with stdout_for(as_json), Progress("models") as progress:
         measured = benchmark(names, side, progress)
     refused = [row["refused"] for row in measured["architectures"].values() if "refused" in row]
     if len(refused) == len(measured["architectures"]):
         raise ConfigError(refused[0])
-    _show(measured, as_json, print_benchmark)
+    show(measured, as_json, print_benchmark)
     if any("failure" in row for row in measured["architectures"].values()):
         raise typer.Exit(1)
 
@@ -367,38 +323,13 @@ def run_demo(out: str, space: str, as_json: bool = False, **phantom: Any) -> Non
         raise ConfigError(f"{out} exists; choose another --out")
     SearchSpace.load(space)
     data, study = f"{out}/phantom", f"{out}/study"
-    with _stdout_for(as_json):
+    with stdout_for(as_json):
         ingest_phantom(data, **phantom)
         search(space, data, study)
         report(study)
     if as_json:
         card, summary = storage.read_json(f"{data}/card.json"), storage.read_json(f"{study}/summary.json")
         print(json.dumps({"data": card, "study": summary, "report": f"{study}/report/report.html"}, indent=2))
-
-
-@contextlib.contextmanager
-def _stdout_for(as_json: bool) -> Iterator[None]:
-    """With JSON the process's stdout is stderr while a command works, because Ray prints to it too."""
-    if not as_json:
-        yield
-        return
-    sys.stdout.flush()
-    stdout = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # a sys.stdout that is not the process's, too
-            yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(stdout, 1)
-        os.close(stdout)
-
-
-def _show(result: Summary, as_json: bool, show: Callable[[Summary], None]) -> None:
-    if as_json:
-        print(json.dumps(result, indent=2))
-    else:
-        show(result)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

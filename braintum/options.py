@@ -1,8 +1,12 @@
-"""What the commands have in common: their options, and the Experiment that --config and --set say."""
+"""What the commands have in common: options, the Experiment that --config and --set say, what goes to stdout."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -81,3 +85,29 @@ def _settings(config: str | None) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{config}: no such file") from None
     return parse_settings(text, config)
+
+
+@contextlib.contextmanager
+def stdout_for(as_json: bool) -> Iterator[None]:
+    """With JSON the process's stdout is stderr while a command works, because Ray prints to it too."""
+    if not as_json:
+        yield
+        return
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # a sys.stdout that is not the process's, too
+            yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
+
+
+def show(result: Mapping[str, Any], as_json: bool, printed: Callable[[Mapping[str, Any]], None]) -> None:
+    """A command's result on stdout, as JSON or as `printed` shows it."""
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        printed(result)

@@ -25,6 +25,8 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 MASKS = ("tumour", "oedema")
 """What the values 1, 2 of a mask mean. A dataset names the first one or two in its card."""
 TUMOUR = 1
+NO_TUMOR = "no_tumor"
+"""The label of slices without tumour, spelt as the public sets do."""
 DTYPES = ("uint8", "uint16", "float16")
 """Of stored images: as the source has them, or float16 in [0, 1] where a volume's intensities were scaled."""
 

@@ -17,10 +17,7 @@ of the same pixels stay together.
 
 from __future__ import annotations
 
-import csv
-import difflib
 import hashlib
-import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +30,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from braintum.data.images import resize_image, resize_mask
 from braintum.data.ingest.engine import About, ingest, refuse_other
+from braintum.data.ingest.manifest import Line, read_lines
 from braintum.data.schema import MASKS, TEST, Card, DataError, Row, refuse_names
 
 COLUMNS = (
@@ -40,9 +38,6 @@ COLUMNS = (
 )  # fmt: skip
 FORMATS = ("PNG", "JPEG", "TIFF")
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I;16L", "I")
-
-Line = tuple[str, dict[str, str]]
-"""How errors name a line ("manifest.csv line 7"), and its cells that are not empty."""
 
 
 def ingest_folder(
@@ -84,46 +79,13 @@ def _find_manifest(root: Path) -> Path:
 
 def _read_manifest(manifest: Path) -> list[Line]:
     """The manifest's lines, checked as far as that goes without opening an image."""
-    try:
-        text = manifest.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{manifest.name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    lines: list[Line] = []
-    try:
-        columns = [column.strip() for column in reader.fieldnames or []]
-        reader.fieldnames = columns
-        _check_columns(manifest.name, columns)
-        for cells in reader:
-            where = f"{manifest.name} line {reader.line_num}"
-            if None in cells or None in cells.values():
-                raise DataError(f"{where}: has not {len(columns)} cells as the header has; quote cells with a comma")
-            given = {column: cell.strip() for column, cell in cells.items() if cell.strip()}
-            refuse_names(where, **given)
-            lines.append((where, given))
-    except csv.Error as error:
-        where = f"{manifest.name} line {reader.line_num + 1}"
-        raise DataError(f"{where}: {error}; close a quote that was left open") from None
-    if not lines:
-        raise DataError(f"{manifest.name}: no slices")
+    columns, lines = read_lines(manifest, COLUMNS, ["image"])
+    if "mask" not in columns and "label" not in columns:
+        raise DataError(f"{manifest.name}: neither a column 'mask' nor 'label', so nothing can be learned")
+    if "spacing" in columns and ("spacing_y" in columns or "spacing_x" in columns):
+        raise DataError(f"{manifest.name}: 'spacing' is both of 'spacing_y' and 'spacing_x'; give one or the others")
     _check_lines(lines)
     return lines
-
-
-def _check_columns(manifest: str, columns: list[str]) -> None:
-    for column in columns:
-        if columns.count(column) > 1:
-            raise DataError(f"{manifest}: column {column!r} is there twice")
-        if column not in COLUMNS:
-            near = difflib.get_close_matches(column.lower(), COLUMNS, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise DataError(f"{manifest}: unknown column {column!r}; {hint}Known: {', '.join(COLUMNS)}; remove others")
-    if "image" not in columns:
-        raise DataError(f"{manifest}: no column 'image'")
-    if "mask" not in columns and "label" not in columns:
-        raise DataError(f"{manifest}: neither a column 'mask' nor 'label', so nothing can be learned")
-    if "spacing" in columns and ("spacing_y" in columns or "spacing_x" in columns):
-        raise DataError(f"{manifest}: 'spacing' is both of 'spacing_y' and 'spacing_x'; give one or the others")
 
 
 def _check_lines(lines: list[Line]) -> None:
@@ -131,6 +93,7 @@ def _check_lines(lines: list[Line]) -> None:
     fold_of: dict[str, tuple[str, str]] = {}
     some_folds = any("fold" in cells for _, cells in lines)
     for where, cells in lines:
+        refuse_names(where, **cells)
         if "image" not in cells:
             raise DataError(f"{where}: no image")
         if "mask" not in cells and "label" not in cells:

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from braintum.data.ingest.engine import About, ingest
-from braintum.data.schema import Card, DataError, Row
+from braintum.data.schema import NO_TUMOR, Card, DataError, Row
 
-CLASSES = ("glioma", "meningioma", "pituitary", "no_tumor")
+CLASSES = ("glioma", "meningioma", "pituitary", NO_TUMOR)
 FIELD_OF_VIEW_MM = 230.0
 SLICE_GAP_MM = 6.0
 
