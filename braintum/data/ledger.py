@@ -25,6 +25,7 @@ class RowFacts(NamedTuple):
     group: str
     case_id: str | None
     source_fold: str | None
+    plane: str | None
     label: str | None
     picture: str
     blank: bool
@@ -71,6 +72,7 @@ class Ledger:
         self._fold_of_case: dict[str, str | None] = {}
         self._labels: Counter[str] = Counter()
         self._folds: Counter[str] = Counter()
+        self._planes: Counter[str] = Counter()
         self._num_masks = 0
         self._num_mask_values = 1
         self._cases_known = True
@@ -116,6 +118,7 @@ class Ledger:
                 "num_cases": len(self._fold_of_case) if self._cases_known else None,
                 "slices_per_class": dict(sorted(self._labels.items())),
                 "slices_per_fold": dict(sorted(self._folds.items())),
+                "slices_per_plane": dict(sorted(self._planes.items())),
                 "provenance": provenance,
                 "options": options or {},
                 "licence": licence,
@@ -135,7 +138,7 @@ class Ledger:
             if fold != row.source_fold:
                 raise DataError(
                     f"{where}case {row.case_id!r} is in the folds {fold!r} and {row.source_fold!r}; "
-                    "keep a case in one fold"
+                    "keep a case in one fold, or leave the folds out"
                 )
         self._where[row.slice_id] = row.where
         self._cases_known &= row.case_id is not None
@@ -143,6 +146,8 @@ class Ledger:
             self._labels[row.label] += 1
         if row.source_fold is not None:
             self._folds[row.source_fold] += 1
+        if row.plane is not None:
+            self._planes[row.plane] += 1
         if row.mask is not None:
             self._num_masks += 1
             self._num_mask_values = max(self._num_mask_values, row.num_mask_values)

@@ -27,6 +27,7 @@ MASKS = ("tumour", "oedema")
 TUMOUR = 1
 NO_TUMOR = "no_tumor"
 """The label of slices without tumour, spelt as the public sets do."""
+PLANES = ("axial", "coronal", "sagittal")
 DTYPES = ("uint8", "uint16", "float16")
 """Of stored images: as the source has them, or float16 in [0, 1] where a volume's intensities were scaled."""
 
@@ -52,8 +53,8 @@ class Row:
     """One slice on its way into a dataset.
 
     `image_CHW`: of a type in DTYPES. `mask_HW`: uint8 label map (0 background, 1 tumour, 2 oedema) or None where nobody
-    drew one; a healthy slice has an empty mask. `group`: what a split must not cut. `where`: how an error names this
-    row ("manifest.csv line 7").
+    drew one; a healthy slice has an empty mask. `group`: what a split must not cut. `plane`: one of PLANES, None where
+    it is not known. `where`: how an error names this row ("manifest.csv line 7").
     """
 
     slice_id: str
@@ -63,6 +64,7 @@ class Row:
     label: str | None
     case_id: str | None = None
     source_fold: str | None = None
+    plane: str | None = None
     position: float | None = None
     spacing_yx_mm: tuple[float, float] | None = None
     where: str = ""
@@ -97,6 +99,7 @@ class Card(BaseModel):
     num_cases: int | None = Field(description="None where cases are not known")
     slices_per_class: dict[str, int]
     slices_per_fold: dict[str, int] = Field(description="the source's own folds; empty where it has none")
+    slices_per_plane: dict[str, int] = Field({}, description="of the slices whose plane is known")
     provenance: str
     options: dict[str, bool | int | float | str | None] = Field({}, description="how slices were made of what was read")
     licence: str | None
@@ -115,6 +118,7 @@ def arrow_schema(channels: int, height: int, width: int, dtype: str) -> pa.Schem
             pa.field("case_id", pa.string()),
             pa.field("group", pa.string(), nullable=False),
             pa.field("source_fold", pa.string()),
+            pa.field("plane", pa.string()),
             pa.field("position", pa.float32()),
             pa.field("label", pa.string()),
             pa.field("image", pa.binary(channels * height * width * itemsize), nullable=False),

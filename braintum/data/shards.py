@@ -22,6 +22,7 @@ from braintum.data.schema import (
     DTYPES,
     FORMAT_VERSION,
     MASKS,
+    PLANES,
     Card,
     DataError,
     Row,
@@ -29,7 +30,7 @@ from braintum.data.schema import (
     arrow_schema,
     refuse_names,
 )  # fmt: skip
-from braintum.storage import StorageError, join, read_bytes, remove, write_bytes
+from braintum.storage import StorageError, files_under, join, read_bytes, remove, write_bytes
 
 SHARD_BYTES = 48 * 2**20
 """Pixels a shard holds, before compression: small enough that a dataset of thousands of slices is read in parallel."""
@@ -46,10 +47,8 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def refuse_existing(url: str) -> None:
     """Raises DataError if there is a file at `url` or under it (empty folders are nothing)."""
-    fs, path = filesystem(url)
-    fs.invalidate_cache()
-    # some object stores list a folder that was emptied, as a file without a name in itself
-    if fs.isfile(path) or any(name for _, _, names in fs.walk(path) for name in names):
+    filesystem(url)  # refuses an unknown protocol
+    if files_under(url, patient=False):
         raise DataError(f"{url}: exists; choose another --out")
 
 
@@ -100,7 +99,7 @@ def write_shard(out: str, index: int, rows: Sequence[Row]) -> Facts:
     """Writes rows as one shard of the dataset at `out`; what the ledger must know of them.
 
     Raises DataError for an image that is no C,H,W of a known type, a mask of another size or with unknown values,
-    images of several sizes, and names that `refuse_names` refuses.
+    images of several sizes, an unknown plane, and names that `refuse_names` refuses.
     """
     first = rows[0]
     columns, facts = [], []
@@ -113,14 +112,14 @@ def write_shard(out: str, index: int, rows: Sequence[Row]) -> Facts:
         columns.append(
             {
                 "slice_id": row.slice_id, "case_id": row.case_id, "group": row.group, "source_fold": row.source_fold,
-                "position": row.position, "label": row.label, "image": image, "mask": mask,
+                "plane": row.plane, "position": row.position, "label": row.label, "image": image, "mask": mask,
                 "spacing_y_mm": spacing_y_mm, "spacing_x_mm": spacing_x_mm, "image_sha256": digest,
                 "perceptual_hash": perceptual_hash(row.image_CHW),
             }
         )  # fmt: skip
         facts.append(
             RowFacts(
-                row.slice_id, row.group, row.case_id, row.source_fold, row.label, digest,
+                row.slice_id, row.group, row.case_id, row.source_fold, row.plane, row.label, digest,
                 blank=bool((row.image_CHW == row.image_CHW[:, :1, :1]).all()),
                 mask=None if mask is None else hashlib.sha256(mask).hexdigest(),
                 num_mask_values=0 if row.mask_HW is None else int(row.mask_HW.max()), where=row.where,
@@ -131,10 +130,10 @@ def write_shard(out: str, index: int, rows: Sequence[Row]) -> Facts:
     table = pa.Table.from_pylist(columns, schema=arrow_schema(channels, height, width, dtype))
     sink = pa.BufferOutputStream()
     # pixels hardly repeat: a dictionary would only cost
-    pq.write_table(table, sink, compression="zstd", use_dictionary=["group", "source_fold", "label"])
+    pq.write_table(table, sink, compression="zstd", use_dictionary=["group", "source_fold", "plane", "label"])
     content = sink.getvalue()
     file = f"slices-{index:05d}.parquet"
-    write_bytes(join(out, file), content.to_pybytes())
+    write_bytes(join(out, file), content)
     shard = Shard(file=file, rows=len(rows), bytes=content.size, sha256=hashlib.sha256(content).hexdigest())
     return Facts(shard, (channels, height, width), dtype, facts)
 
@@ -156,6 +155,8 @@ def merge_groups(url: str, merged: Mapping[str, str]) -> Card:
 def _check(row: Row, first: Row) -> None:
     where = f"{row.where}: " if row.where else ""
     refuse_names(row.where or "a row", row.source_fold, slice_id=row.slice_id, case=row.case_id, label=row.label)
+    if row.plane is not None and row.plane not in PLANES:
+        raise DataError(f"{where}{row.slice_id}: plane {row.plane!r}; known: {', '.join(PLANES)}")
     image, mask = row.image_CHW, row.mask_HW
     if image.ndim != 3 or str(image.dtype) not in DTYPES:
         raise DataError(f"{where}{row.slice_id}: image is {image.dtype} {image.shape}; expected C,H,W, 8 or 16 bit")
@@ -195,9 +196,8 @@ def read_card(url: str) -> Card:
 
 def read_shard(url: str, shard: Shard, columns: list[str] | None = None) -> pa.Table:
     """The rows of one shard. Raises DataError when it is missing or its digest is not the card's."""
-    fs, root = filesystem(url)
     try:
-        content = fs.cat_file(f"{root}/{shard.file}")
+        content = read_bytes(join(url, shard.file))
     except FileNotFoundError:
         raise DataError(f"{url}/{shard.file}: missing; ingest the data again") from None
     found = hashlib.sha256(content).hexdigest()

@@ -1,8 +1,19 @@
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from example_rows import make_row
+from example_source import ABOUT as EXAMPLE
+from example_source import SIDE, TWO, Arrays, write_array, write_arrays
+from s3_server import S3Server
 
+from braintum import storage
+from braintum.cli import main
+from braintum.data.ingest import engine
+from braintum.data.ingest.engine import ingest
 from braintum.data.schema import DataError
 from braintum.data.shards import read_card, write_dataset
 from braintum.data.table import load_table
@@ -45,3 +56,87 @@ def test_a_wrong_secret_is_said(s3: str, monkeypatch: pytest.MonkeyPatch) -> Non
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(DataError, match="access refused"):
         read_card(f"{s3}/secret/set")
+
+
+def test_ingest_there_and_go_on_there(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "SHARD_BYTES", TWO)
+    source, names = Arrays(tmp_path / "arrays"), write_arrays(tmp_path / "arrays", 10)
+    (source.folder / "02.npy").write_bytes(b"no array")
+    url = f"{s3}/ingest/set"
+
+    def stop(name: str) -> None:
+        if name == "07.npy":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ingest(replace(source, before=stop), names, url, EXAMPLE)
+    with pytest.raises(DataError, match=r"no card\.json"):
+        read_card(url)
+    read: list[str] = []
+    write_array(source.folder / "05.npy", 77)
+    card = ingest(replace(source, before=read.append), names, url, EXAMPLE)
+    assert set(read) == {"00.npy", "04.npy", "05.npy", *names[6:]}
+    assert card == ingest(source, names, str(tmp_path / "local"), EXAMPLE)
+    assert storage.files_under(url) == storage.files_under(str(tmp_path / "local"))
+    assert len(load_table(url, Data(image_size=SIDE))) == 9
+    with pytest.raises(DataError, match="exists; choose another --out"):
+        ingest(source, names, url, EXAMPLE)
+
+
+def test_the_server_dies_in_the_middle_of_an_ingest(
+    mortal_s3: tuple[S3Server, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """It comes back a moment later, and the ingest goes on by itself and loses nothing."""
+    monkeypatch.setattr(engine, "SHARD_BYTES", TWO)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore has a patience of its own, of seconds
+    server, s3 = mortal_s3
+    source, names = Arrays(tmp_path / "arrays"), write_arrays(tmp_path / "arrays", 12)
+    back = threading.Timer(3, server.start)
+
+    def outage(name: str) -> None:
+        if name == "05.npy":
+            server.kill()
+            back.start()
+
+    card = ingest(replace(source, before=outage), names, f"{s3}/set", EXAMPLE)
+    assert not back.is_alive()
+    assert "asking again for 120 s" in capfd.readouterr().err
+    assert card == ingest(source, names, str(tmp_path / "local"), EXAMPLE)
+    assert storage.files_under(f"{s3}/set") == storage.files_under(str(tmp_path / "local"))
+    assert len(load_table(f"{s3}/set", Data(image_size=SIDE))) == 12
+
+
+def test_patience_with_a_server_ends(
+    mortal_s3: tuple[S3Server, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore has a patience of its own, of seconds
+    server, s3 = mortal_s3
+    write_dataset([make_row("x")], f"{s3}/set", **ABOUT)
+    server.kill()
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 1.0)
+    out = f"{s3}/out"
+    assert main(["train", "--data", f"{s3}/set", "--out", out]) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "asking again for 1 s" in lines[0]
+    assert "Could not connect to the endpoint URL" in lines[1]
+    # a new ingest is not kept waiting: the address may be wrong
+    assert main(["ingest", "phantom", "--cases", "4", "--size", "32", "--out", out]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("braintum: Could not connect to the endpoint URL")
+
+
+def test_ingest_with_a_wrong_secret(
+    s3: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import s3fs
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert main(["ingest", "phantom", "--cases", "4", "--size", "32", "--out", f"{s3}/wrong/set"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"braintum: {s3}/wrong/set")
+    assert "The request signature we calculated does not match" in line

@@ -145,7 +145,7 @@ def test_intensities_are_those_of_the_head() -> None:
         how: rows(Slicing("all", intensity=how, size=32), image_CXYZ=image[None]) for how in ("percentile", "minmax")
     }
     middle = {how: found[5].image_CHW.astype(float) for how, found in seen.items()}
-    assert all(0 <= values.min() and values.max() == 1 for values in middle.values())
+    assert all(values.min() >= 0 and values.max() == 1 for values in middle.values())
     assert np.median(middle["percentile"][0, 8:24, 8:24]) == pytest.approx(0.5, abs=0.1)
     assert np.median(middle["minmax"][0, 8:24, 8:24]) < 0.01
     scaled = rows(Slicing("all", intensity="minmax", size=32))[5].image_CHW

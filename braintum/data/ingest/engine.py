@@ -8,24 +8,29 @@ changed. The card comes last, and the notes go then.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from braintum import storage
+from braintum import __version__, storage
 from braintum.data.ingest.bar import Bar
 from braintum.data.ledger import Facts, Ledger
 from braintum.data.schema import CARD, Card, DataError, Row
 from braintum.data.shards import SHARD_BYTES, filesystem, row_bytes, write_card, write_shard
 
 NOTES = "ingesting"
+BEGUN = f"{NOTES}/begun.json"
+"""Its first file: makes a folder known as an unfinished dataset."""
 REJECTED = "rejected.csv"
+OURS = re.compile(r"(slices-\d+\.parquet|rejected\.csv|card\.json)(\.\w+\.part)?")
 FEW = 16
 """Chunks up to which everything is read in this process: Ray would take longer to start."""
 FEW_ON_A_CLUSTER = 2
@@ -77,24 +82,16 @@ def ingest(source: Source[Any], items: Sequence[Any], out: str, about: About, *,
     out = storage.resolve(out)
     if not items:
         raise DataError(f"{about.provenance}: no slices")
-    chunks = [items[start : start + length] for length in [_chunk_length(source, items)]
-              for start in range(0, len(items), length)]  # fmt: skip
+    length = _chunk_length(source, items)
+    chunks = [items[start : start + length] for start in range(0, len(items), length)]
     cluster = "RAY_ADDRESS" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     parallel = len(chunks) > (FEW_ON_A_CLUSTER if cluster else FEW)
-    ledger, rejected = Ledger(), []
     try:
-        with Bar(about.name, len(items)) as bar:
-            for chunk, written in zip(chunks, _write_all(source, chunks, out, strict, parallel), strict=True):
-                rejected += written.rejected
-                if written.facts is not None:
-                    ledger.add(written.facts)
-                bar.advance(len(chunk), len(rejected))
-        if len(rejected) == len(items):
-            where, reason = rejected[0]
-            raise DataError(f"{where}: {reason} (and so none of {len(items)} could be read)" if where else reason)
-        card = ledger.card(about.name, about.provenance, about.licence, dict(about.options), len(rejected))
-    except DataError:
-        if not parallel:  # read again in moments; what took longer is kept for the next try
+        # before any shard: one that was killed behind its first shard and before its note must be known as unfinished
+        storage.write_json(storage.join(out, BEGUN), {"name": about.name, "provenance": about.provenance})
+        card, rejected = _write_all(source, chunks, out, about, strict, parallel)
+    except (DataError, OSError):
+        if not parallel and "://" not in out:  # read again in moments; what took longer is kept for the next try
             storage.remove(out)
         raise
     _finish(out, card, rejected)
@@ -103,16 +100,16 @@ def ingest(source: Source[Any], items: Sequence[Any], out: str, about: About, *,
 
 def refuse_other(out: str) -> None:
     """Raises DataError if there is anything at `out` but a dataset that `ingest` has not finished."""
-    fs, path = filesystem(out)
-    fs.invalidate_cache()
-    # some object stores list a folder that was emptied, as a file without a name in itself
-    names = [name for _, _, found in fs.walk(path) for name in found if name]
-    if fs.isfile(path) or (names and (not fs.isdir(f"{path}/{NOTES}") or CARD in names)):
+    filesystem(out)  # refuses an unknown protocol
+    files = storage.files_under(out, patient=False)
+    if CARD in files and BEGUN in files:  # killed behind the card
+        storage.remove(storage.join(out, NOTES))
+    if files and (CARD in files or BEGUN not in files):
         raise DataError(f"{out}: exists; choose another --out")
 
 
 def _chunk_length(source: Source[Any], items: Sequence[Any]) -> int:
-    """Items whose slices fill a shard, judged by the first that can be read; one in two chunks for few."""
+    """Items whose slices fill a shard, judged by the first that can be read; all items where none has a slice."""
     for item in items:
         try:
             size = sum(map(row_bytes, source.read(item)))
@@ -124,8 +121,27 @@ def _chunk_length(source: Source[Any], items: Sequence[Any]) -> int:
 
 
 def _write_all(
+    source: Source[Any], chunks: Sequence[Sequence[Any]], out: str, about: About, strict: bool, parallel: bool
+) -> tuple[Card, list[tuple[str, str]]]:
+    """The card of all chunks' shards, and what was rejected. Raises DataError as `ingest` does."""
+    num_items = sum(map(len, chunks))
+    ledger, rejected = Ledger(), list[tuple[str, str]]()
+    outcomes = _in_order(source, chunks, out, strict, parallel)
+    with Bar(about.name, num_items) as bar, contextlib.closing(outcomes):
+        for chunk, written in zip(chunks, outcomes, strict=True):
+            rejected += written.rejected
+            if written.facts is not None:
+                ledger.add(written.facts)
+            bar.advance(len(chunk), len(rejected))
+    if len(rejected) == num_items:
+        where, reason = rejected[0]
+        raise DataError(f"{where}: {reason} (and so none of {num_items} could be read)")
+    return ledger.card(about.name, about.provenance, about.licence, dict(about.options), len(rejected)), rejected
+
+
+def _in_order(
     source: Source[Any], chunks: Sequence[Sequence[Any]], out: str, strict: bool, parallel: bool
-) -> Iterator[Written]:
+) -> Generator[Written, None, None]:
     """Every chunk's outcome, in order."""
     if parallel:
         from braintum.data.ingest.parallel import in_order
@@ -160,46 +176,44 @@ def write_chunk(source: Source[Any], items: Sequence[Any], out: str, index: int,
 
 
 def _key(source: Source[Any], items: Sequence[Any], strict: bool) -> str:
-    """Names what goes into a chunk: source, items, and size and time of change of their files."""
-    stamps = []
+    """Names what goes into a chunk: source, items, size and time of change of their files, and who reads them."""
+    stamps = {}
     for item in items:
         for file in source.files(item):
-            try:
-                stat = file.stat()
-                stamps.append((str(file), stat.st_size, stat.st_mtime_ns))
-            except OSError:
-                stamps.append((str(file), -1, -1))
-    said = json.dumps([repr(source), [repr(item) for item in items], stamps, strict])
-    return hashlib.sha256(said.encode()).hexdigest()
+            if file not in stamps:  # an archive holds many items
+                try:
+                    stat = file.stat()
+                    stamps[file] = (str(file), stat.st_size, stat.st_mtime_ns)
+                except OSError:
+                    stamps[file] = (str(file), -1, -1)
+    said = [__version__, repr(source), [repr(item) for item in items], list(stamps.values()), strict]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def _known(note: str, out: str, key: str) -> Written | None:
     """What a note of an earlier start says, if it is of the same chunk and its shard is there."""
     try:
         noted = storage.read_json(note)
-    except (FileNotFoundError, storage.StorageError):
-        return None
-    if noted["key"] != key:
-        return None
-    facts = None if noted["facts"] is None else Facts.from_json(noted["facts"])
-    if facts is not None:
-        fs, path = filesystem(storage.join(out, facts.shard.file))
-        if not fs.exists(path) or fs.size(path) != facts.shard.bytes:
+        if noted["key"] != key:
             return None
-    return Written(facts, [(where, reason) for where, reason in noted["rejected"]])
+        facts = None if noted["facts"] is None else Facts.from_json(noted["facts"])
+        rejected = [(where, reason) for where, reason in noted["rejected"]]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):  # none, or damaged
+        return None
+    if facts is not None and storage.size(storage.join(out, facts.shard.file)) != facts.shard.bytes:
+        return None
+    return Written(facts, rejected)
 
 
 def _finish(out: str, card: Card, rejected: Sequence[tuple[str, str]]) -> None:
-    """rejected.csv, shards of an earlier start that are of none of this one's chunks, the card, the notes."""
+    """Removes what an earlier start left that is none of this one's; then rejected.csv, the card, and off the notes."""
+    known = {shard.file for shard in card.shards}
+    for file in storage.files_under(out):
+        if OURS.fullmatch(file) and file not in known:
+            storage.remove(storage.join(out, file))
     if rejected:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([("what", "reason"), *rejected])
         storage.write_bytes(storage.join(out, REJECTED), text.getvalue().encode())
-    fs, path = filesystem(out)
-    known = {shard.file for shard in card.shards}
-    for file in fs.ls(path, detail=False):
-        name = str(file).rpartition("/")[2]
-        if name.startswith("slices-") and name not in known:
-            storage.remove(storage.join(out, name))
     write_card(out, card)
     storage.remove(storage.join(out, NOTES))

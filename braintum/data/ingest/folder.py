@@ -17,27 +17,18 @@ of the same pixels stay together.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
-
-from braintum.data.images import resize_image, resize_mask
 from braintum.data.ingest.engine import About, ingest, refuse_other
 from braintum.data.ingest.manifest import Line, read_lines
-from braintum.data.schema import MASKS, TEST, Card, DataError, Row, refuse_names
+from braintum.data.ingest.pictures import picture_group, read_image, read_mask, refuse_size, sized
+from braintum.data.schema import TEST, Card, DataError, Row, refuse_names
 
 COLUMNS = (
     "slice_id", "image", "mask", "label", "case", "fold", "position", "spacing", "spacing_y", "spacing_x",
 )  # fmt: skip
-FORMATS = ("PNG", "JPEG", "TIFF")
-MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I;16L", "I")
 
 
 def ingest_folder(
@@ -55,8 +46,7 @@ def ingest_folder(
     the manifest's line for what the manifest says wrongly, and as `ingest` does.
     """
     refuse_other(out)
-    if size is not None and not 16 <= size <= 4096:
-        raise DataError(f"size: {size}: expected 16 to 4096 pixels")
+    refuse_size(size)
     root = Path(path)
     manifest = _find_manifest(root)
     lines = _read_manifest(manifest)
@@ -132,22 +122,18 @@ class _Folder:
     def read(self, line: Line) -> list[Row]:
         where, cells = line
         fold = cells.get("fold")
-        image_CHW = _read_image(_inside(self.root, cells["image"], where), where)
-        mask_HW = _read_mask(_inside(self.root, cells["mask"], where), where) if "mask" in cells else None
+        image_CHW = read_image(_inside(self.root, cells["image"], where), where)
+        mask_HW = read_mask(_inside(self.root, cells["mask"], where), where) if "mask" in cells else None
         height, width = image_CHW.shape[1:]
-        if mask_HW is not None and mask_HW.shape != (height, width):
-            raise DataError(
-                f"{where}: mask {cells['mask']} is {mask_HW.shape[1]}×{mask_HW.shape[0]}, its image {width}×{height}; "
-                "they must be of one size"
-            )
+        image_CHW, mask_HW = sized(where, image_CHW, mask_HW, f"mask {cells.get('mask')}", self.size)
         spacing = _spacing(cells, where)
         if self.size is not None:
-            image_CHW = resize_image(image_CHW, self.size, self.size)
-            mask_HW = None if mask_HW is None else resize_mask(mask_HW, self.size, self.size)
             spacing = None if spacing is None else (spacing[0] * height / self.size, spacing[1] * width / self.size)
         # prefixes keep a case called "1" and a fold called "1" apart
-        picture = f"picture:{hashlib.sha256(image_CHW.tobytes()).hexdigest()[:16]}"
-        group = f"case:{cells['case']}" if "case" in cells else f"fold:{fold}" if self.by_fold else picture
+        if "case" in cells:
+            group = f"case:{cells['case']}"
+        else:
+            group = f"fold:{fold}" if self.by_fold else picture_group(image_CHW)
         return [
             Row(
                 slice_id=cells.get("slice_id", cells["image"]), group=group, image_CHW=image_CHW, mask_HW=mask_HW,
@@ -164,83 +150,6 @@ def _inside(root: Path, relative: str, where: str) -> Path:
     if not path.is_file():
         raise DataError(f"{where}: {relative}: no such file")
     return path
-
-
-def _open(path: Path, where: str) -> Image.Image:
-    """A picture of one of MODES. Raises DataError when it does not open."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            pictures = getattr(image, "n_frames", 1)
-            depth = _depth(image, path)
-            image.load()
-    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
-        reason = "not a PNG, JPEG or TIFF" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DataError(f"{where}: {path.name} does not open: {reason}; replace or remove it") from None
-    if pictures > 1:
-        raise DataError(f"{where}: {path.name} holds several pictures; write one slice a file")
-    if image.mode not in MODES:
-        raise DataError(f"{where}: {path.name} is of mode {image.mode}; save it as grey of 8 or 16 bit, or RGB of 8")
-    if depth > 8 and not image.mode.startswith("I"):
-        raise DataError(
-            f"{where}: {path.name} has colour or transparency of {depth} bit, of which only 8 would be read; "
-            "save it as grey of 16 bit, or of 8 bit"
-        )
-    return image
-
-
-def _depth(image: Image.Image, path: Path) -> int:
-    """Bits a channel as the file's header says: Pillow cuts colour of 16 bit to 8."""
-    if isinstance(image, TiffImageFile):
-        return int(max(image.tag_v2.get(BITSPERSAMPLE, (1,))))
-    with path.open("rb") as file:
-        header = file.read(25)  # of a PNG: signature, length and name of the chunk IHDR, width, height, depth
-    return header[24] if image.format == "PNG" else 8
-
-
-def _read_image(path: Path, where: str) -> NDArray[Any]:
-    """C,H,W, uint8 or uint16; one channel where all are alike."""
-    image = _open(path, where)
-    values = np.asarray(image.convert("RGB") if image.mode == "P" else image)
-    if image.mode in ("LA", "RGBA"):
-        if (values[..., -1] != 255).any():
-            raise DataError(f"{where}: {path.name} is transparent in places; save it without alpha")
-        values = values[..., :-1]
-    if image.mode == "1":
-        values = values.astype(np.uint8) * 255
-    if image.mode.startswith("I"):
-        if values.min() < 0 or values.max() > 65535:
-            raise DataError(f"{where}: {path.name} has values {values.min()} to {values.max()}; expected 0 to 65535")
-        values = values.astype(np.uint16)
-    image_CHW = np.moveaxis(np.atleast_3d(values), 2, 0)
-    alike = (image_CHW == image_CHW[:1]).all()
-    return image_CHW[:1] if alike else image_CHW
-
-
-def _read_mask(path: Path, where: str) -> NDArray[np.uint8]:
-    """A label map H,W."""
-    image = _open(path, where)
-    values = np.asarray(image)
-    if image.mode == "P":  # the colours of a label map mean nothing, but white for background is likely another thing
-        light = np.asarray(image.convert("L"))
-        if (light[values == 0] > light.min()).any():
-            raise DataError(
-                f"{where}: mask {path.name}: its palette shows 0, the background, lighter than the rest; "
-                "save it as grey, with the values 0, 1 (tumour), 2 (oedema)"
-            )
-    if image.mode in ("LA", "RGBA"):
-        values = values[..., :-1]
-    if values.ndim == 3:
-        values = values.max(axis=2)
-    greatest = int(values.max())
-    if greatest <= len(MASKS):
-        return values.astype(np.uint8)
-    half = 32768 if greatest > 255 else 128
-    if greatest < half or int(values.min()) < 0:
-        raise DataError(
-            f"{where}: mask {path.name} has values up to {greatest}; "
-            "expected 0, 1 (tumour), 2 (oedema), or tumour white"
-        )
-    return (values >= half).astype(np.uint8)
 
 
 def _spacing(cells: dict[str, str], where: str) -> tuple[float, float] | None:

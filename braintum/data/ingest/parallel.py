@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import ray
@@ -16,7 +16,9 @@ from braintum.data.ingest.engine import Source, Written, write_chunk
 from braintum.data.schema import DataError
 
 
-def in_order(source: Source[Any], chunks: Sequence[Sequence[Any]], out: str, strict: bool) -> Iterator[Written]:
+def in_order(
+    source: Source[Any], chunks: Sequence[Sequence[Any]], out: str, strict: bool
+) -> Generator[Written, None, None]:
     """What `write_chunk` gives for every chunk, in order. Raises DataError as that does.
 
     Tasks run on this node: files of a source, and a local `out`, may be on its disk alone.
