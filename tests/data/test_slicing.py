@@ -196,8 +196,8 @@ def test_a_known_head_hides_all_else() -> None:
         ({}, {"image_CXYZ": np.full((1, *SHAPE), 7, np.float32)}, "every voxel has the value 7: there is no head"),
         ({}, {"image_CXYZ": np.where(head()[None] > 900, np.nan, head())}, "no finite numbers"),
         ({}, {"image_CXYZ": (head()[None] > 500).astype(np.float32)}, "nearly all of the head has the value 1; is it"),
-        ({"plane": "coronal"}, {"affine": affine((1, 1, 6))}, "coronal pixels would be 6.00×1.00 mm, and the head flat; "
-         "take --plane axial"),
+        ({"plane": "coronal"}, {"affine": affine((1, 1, 6))}, "coronal pixels would be 6.00×1.00 mm, and the head "
+         "flat; take --plane axial"),
         ({"slices": 0}, {}, "slices: 0: expected a number above 0, all or tumour"),
         ({"slices": "most"}, {}, "slices: 'most': expected"),
         ({"slices": "all", "healthy": 2}, {}, "healthy: 2: has no effect with slices: all"),
