@@ -163,7 +163,8 @@ BAD: dict[str, tuple[object, str]] = {
     ),
     "no mask": (lambda folder: (folder / "p1/after_seg.nii.gz").unlink(), "mask p1/after_seg.nii.gz: no such file"),
     "text": (
-        lambda folder: (folder / "p1/after_t1.nii.gz").write_text("no volume"), "image: is not NIfTI; replace or remove it"
+        lambda folder: (folder / "p1/after_t1.nii.gz").write_text("no volume"),
+        "image: is not NIfTI; replace or remove it",
     ),
     "cut short": (
         lambda folder: (folder / "p1/after_t1.nii.gz").write_bytes((folder / "p1/after_t1.nii.gz").read_bytes()[:3000]),
@@ -269,8 +270,8 @@ def test_mask_values_have_one_meaning(values, message: str) -> None:
 
 def test_the_command_line(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["ingest", "nifti", str(folder), "--image", "*_t1.nii.gz", "--mask", "*_seg.nii.gz", "--case", "^[^/]+"]
-    options = ["--slices", "tumour", "--healthy", "1", "--plane", "sagittal", "--size", "40", "--intensity", "minmax",
-               "--context", "1", "--tumour", "1", "--oedema", "", "--background", "2,3", "--label", "glioma"]  # fmt: skip
+    options = ["--slices=tumour", "--healthy=1", "--plane=sagittal", "--size=40", "--intensity=minmax", "--context=1",
+               "--tumour=1", "--oedema=", "--background=2,3", "--label=glioma"]  # fmt: skip
     url = str(folder.parent / "out")
     assert main([*command, *options, "--out", url, "--strict", "--json"]) == 0
     card = json.loads(capfd.readouterr().out)

@@ -145,7 +145,7 @@ def test_intensities_are_those_of_the_head() -> None:
         how: rows(Slicing("all", intensity=how, size=32), image_CXYZ=image[None]) for how in ("percentile", "minmax")
     }
     middle = {how: found[5].image_CHW.astype(float) for how, found in seen.items()}
-    assert all(0 <= values.min() and values.max() == 1 for values in middle.values())
+    assert all(values.min() >= 0 and values.max() == 1 for values in middle.values())
     assert np.median(middle["percentile"][0, 8:24, 8:24]) == pytest.approx(0.5, abs=0.1)
     assert np.median(middle["minmax"][0, 8:24, 8:24]) < 0.01
     scaled = rows(Slicing("all", intensity="minmax", size=32))[5].image_CHW
@@ -196,8 +196,8 @@ def test_a_known_head_hides_all_else() -> None:
         ({}, {"image_CXYZ": np.full((1, *SHAPE), 7, np.float32)}, "every voxel has the value 7: there is no head"),
         ({}, {"image_CXYZ": np.where(head()[None] > 900, np.nan, head())}, "no finite numbers"),
         ({}, {"image_CXYZ": (head()[None] > 500).astype(np.float32)}, "nearly all of the head has the value 1; is it"),
-        ({"plane": "coronal"}, {"affine": affine((1, 1, 6))}, "coronal pixels would be 6.00×1.00 mm, and the head flat; "
-         "take --plane axial"),
+        ({"plane": "coronal"}, {"affine": affine((1, 1, 6))}, "coronal pixels would be 6.00×1.00 mm, and the head "
+         "flat; take --plane axial"),
         ({"slices": 0}, {}, "slices: 0: expected a number above 0, all or tumour"),
         ({"slices": "most"}, {}, "slices: 'most': expected"),
         ({"slices": "all", "healthy": 2}, {}, "healthy: 2: has no effect with slices: all"),
