@@ -270,9 +270,8 @@ def test_mask_values_have_one_meaning(values, message: str) -> None:
 
 def test_the_command_line(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["ingest", "nifti", str(folder), "--image", "*_t1.nii.gz", "--mask", "*_seg.nii.gz", "--case", "^[^/]+"]
-    options = ["--slices", "tumour", "--healthy", "1", "--plane", "sagittal", "--size", "40", "--intensity", "minmax",
-               "--context", "1", "--tumour", "1", "--oedema", "", "--background", "2,3",
-               "--label", "glioma"]  # fmt: skip
+    options = ["--slices=tumour", "--healthy=1", "--plane=sagittal", "--size=40", "--intensity=minmax", "--context=1",
+               "--tumour=1", "--oedema=", "--background=2,3", "--label=glioma"]  # fmt: skip
     url = str(folder.parent / "out")
     assert main([*command, *options, "--out", url, "--strict", "--json"]) == 0
     card = json.loads(capfd.readouterr().out)

@@ -27,8 +27,8 @@ OTHER = re.compile(
 T1 = re.compile(r"t1|mp-?rage|spgr|bravo|\b(tfl|tfe|vibe|lava|thrive|flash)")
 NATIVE = re.compile(r"\b(pre|native?|plain|unenhanced|without|ohne|sans|w/?o)\b|non[- ]?(contrast|enh)|(?<!\w)-c\b")
 CONTRAST = re.compile(
-    r"\+ ?(c\b|gd|gad|km|contrast)|\bc ?\+|\b(gd|gad\w*|ce|km|mdc)\b|\bpost\b(?! ?-?op)|contrast|enhanced|"
-    r"t1w?[- ]?(c|ce|gd|post)\b"
+    r"\+ ?(c\b|gd|gad|km|contrast)|\bc ?\+|\b(gd|gad\w*|ce|km|mdc)\b|(\b|t1w?)post\b(?! ?-?op)|contrast|"
+    r"enhanced|t1w?[- ]?(c|ce|gd)\b"
 )
 NO_AGENT = ("", "none", "no", "n", "0", "nil", "without")
 NOT_ORIGINAL = ("PROJECTION IMAGE", "SUBTRACTION", "LOCALIZER")

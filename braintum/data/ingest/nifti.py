@@ -13,6 +13,7 @@ unless a regular expression says which part of its name is the patient: "^[^/]+"
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import zlib
@@ -35,6 +36,8 @@ from braintum.data.schema import Card, DataError, Row, refuse_names
 ENDINGS = (".nii", ".nii.gz")
 UNITS_MM = {"meter": 1000.0, "micron": 0.001}
 """Where a header says nothing, lengths are in mm, as the format's tools take them."""
+DEFLATE = 1032
+"""How many times smaller compression makes a file at best."""
 DAMAGED = (
     EOFError, HeaderDataError, HeaderTypeError, ImageFileError, IndexError, KeyError, MemoryError, OSError,
     OverflowError, TypeError, ValueError, zlib.error,
@@ -199,8 +202,11 @@ def read_scan(path: Path, what: str) -> Scan:
             shape = shape[:-1]
         if len(shape) != 3 or min(shape) < 1 or image.get_data_dtype().kind not in "iuf":
             raise DataError(f"{what}: holds {shown(shape)} of {image.get_data_dtype()}; expected three axes of numbers")
-        if int(np.prod(shape, dtype=np.float64)) > MAX_VOXELS:
+        voxels = math.prod(shape)
+        if voxels > MAX_VOXELS:
             raise DataError(f"{what}: holds {shown(shape)} voxels; expected {MAX_VOXELS:,} or fewer")
+        if voxels * image.get_data_dtype().itemsize > path.stat().st_size * (DEFLATE if path.suffix == ".gz" else 1):
+            raise EOFError  # before memory is taken for what cannot be there
         values_IJK = np.asanyarray(image.dataobj).reshape(shape)
         affine = np.asarray(image.affine, np.float64)
         affine[:3] *= UNITS_MM.get(image.header.get_xyzt_units()[0], 1.0)
