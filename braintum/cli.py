@@ -168,9 +168,7 @@ def cascade(
         if config is None and not any(setting.partition("=")[0].strip() == "model.name" for setting in of_part[part]):
             raise ConfigError(f"--{part}: missing; give a configuration, or at least --set {part}.model.name=NAME")
         try:
-            stages[part] = experiment_of(config, of_part[part])
-            if part == "classifier" and sees_whole(config) and "segmentation" not in stages[part].model.tasks:
-                stages[part] = experiment_of(config, ["data.region=crop", *of_part[part]])
+            stages[part] = (_of_crops if part == "classifier" else experiment_of)(config, of_part[part])
         except ConfigError as error:
             raise ConfigError(f"{part}: {error}") from None
     from braintum.console import print_crossval
@@ -180,6 +178,19 @@ def cascade(
     with stdout_for(as_json), Progress("cascade") as progress:
         summary = run(**stages, data_url=data, out=out, folds=folds, workers=workers, resume=resume, progress=progress)
     show(summary, as_json, print_crossval)
+
+
+def _of_crops(config: str | None, settings: list[str]) -> Experiment:
+    """A configuration of whole slices shown crops, but one that segments too, for the cascade to refuse, as it is."""
+    if not sees_whole(config):
+        return experiment_of(config, settings)
+    try:
+        return experiment_of(config, ["data.region=crop", *settings])
+    except ConfigError:
+        as_it_is = experiment_of(config, settings)
+        if "segmentation" in as_it_is.model.tasks:
+            return as_it_is
+        raise
 
 
 @app.command()
