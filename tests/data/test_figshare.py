@@ -156,6 +156,8 @@ GOOD: dict[str, Any] = {"image_HW": image(2), "mask_HW": mask(2), "label": 2, "p
         (mat_slice(**GOOD | {"label": float("nan")}), "label nan; expected 1"),
         (mat_slice(**GOOD | {"pid": "a\nb"}), "PID: expected 1 to 64 characters"),
         (mat_slice(**GOOD | {"pid": "  "}), "PID: is blank"),
+        (mat_slice(**GOOD | {"pid": "p" * 65}), "PID: expected an array of at most 64 values"),
+        (mat_slice(**GOOD | {"image_HW": np.zeros((2049, 2048), np.int16)}), "image: expected an array of at most"),
         (mat_slice(**GOOD | {"image_HW": image(2) - np.int16(900)}), "image has values -"),
         (mat_slice(**GOOD | {"image_HW": image(2).astype(np.float64)}), "image is float64 (40, 40); expected whole"),
         (mat_slice(**GOOD | {"image_HW": image(2)[None]}), "image is int16 (1, 40, 40); expected whole"),

@@ -40,6 +40,7 @@ def folder(tmp_path: Path) -> Path:
         Image.fromarray(np.roll(GREY, ord("a"))).save(root / f"{name}.png")
     Image.fromarray(np.zeros_like(GREY)).save(root / "blank.png")
     (root / "broken.png").write_bytes((root / "a.png").read_bytes()[:60])
+    Image.new("1", (5000, 4000)).save(root / "huge.png")
     (root / "notes.png").write_text("not an image")
     Image.fromarray(GREY).save(root / "text.png", pnginfo=text)
     Image.fromarray(GREY).convert("F").save(root / "float.tif")
@@ -247,6 +248,10 @@ def test_the_only_csv_is_the_manifest(folder: Path, tmp_path: Path) -> None:
         ("image,label\na.png,x\nbroken.png,x\n", "line 3: broken.png does not open"),
         ("image,label\na.png,x\nnotes.png,x\n", "line 3: notes.png does not open: not a PNG, JPEG or TIFF"),
         ("image,label\na.png,x\ntext.png,x\n", "line 3: text.png does not open: Decompressed data too large"),
+        (
+            "image,label\na.png,x\nhuge.png,x\n",
+            "line 3: huge.png does not open: 5000×4000, more than 16,777,216 pixels",
+        ),
         ("image,label\na.png,x\ntwo.tif,x\n", "line 3: two.tif holds several pictures"),
         ("image,mask\na.png,float.tif\n", "line 2: float.tif is of mode F; save it as grey of 8 or 16 bit"),
         ("image,mask\na.png,mask.png\nb.png,short.png\n", "line 3: mask short.png is 24×12, its image 24×24"),

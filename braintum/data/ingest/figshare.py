@@ -22,6 +22,7 @@ from __future__ import annotations
 import functools
 import io
 import lzma
+import math
 import re
 import zipfile
 import zlib
@@ -46,7 +47,9 @@ FOLDS = "cvind.mat"
 SLICE = re.compile(r"([1-9]\d{0,5})\.mat")
 MOST_BYTES = 64 * 2**20
 """Of one .mat file, unpacked; those of the set have less than 1 MB."""
-MOST_PIXELS = 4096 * 4096
+MOST_PIXELS = 2048 * 2048
+MOST_CHUNKS = 4096
+"""Pieces of an array in the file; those of the set have a few."""
 
 
 class _Place(NamedTuple):
@@ -149,7 +152,16 @@ def _content(place: _Place, where: str) -> bytes:
             length = archive.getinfo(place.member).file_size
         if length <= MOST_BYTES:
             return place.path.read_bytes() if place.member is None else archive.read(place.member)
-    except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, KeyError, EOFError) as error:
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        RuntimeError,
+        LookupError,
+        ValueError,
+        EOFError,
+    ) as error:
         raise DataError(f"{where}: cannot be read: {error}; download it again") from None
     raise DataError(f"{where}: has {length:,} bytes; a slice has less than {MOST_BYTES:,}")
 
@@ -165,8 +177,8 @@ def _read_folds(place: _Place) -> NDArray[np.int64]:
     """The author's fold of each number, from 1 on."""
     where = str(place)
     with _open_mat(place, where) as file:
-        values = _array(file, "cvind", where).ravel()
-    if values.dtype.kind not in "iuf" or not len(values) or not np.isin(values, range(1, 100)).all():
+        values = _array(file, "cvind", MOST_PIXELS, where).ravel()
+    if values.dtype.kind not in "iuf" or not np.isin(values, range(1, 100)).all():
         raise DataError(f"{where}: cvind: expected a fold from 1 on for every slice; remove the file to do without")
     return values.astype(np.int64)
 
@@ -175,21 +187,30 @@ def _open_mat(place: _Place, where: str) -> h5py.File:
     content = _content(place, where)
     try:
         return h5py.File(io.BytesIO(content), "r")
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{where}: no MATLAB v7.3 file ({reason}); download it again, or save it with -v7.3") from None
 
 
-def _array(group: Mapping[str, Any], name: str, where: str) -> NDArray[Any]:
-    """A field as MATLAB shows it: HDF5 has the axes the other way round."""
+def _array(group: Mapping[str, Any], name: str, most: int, where: str) -> NDArray[Any]:
+    """A field of at most so many values, as MATLAB shows it: HDF5 has the axes the other way round."""
     try:
         found = group.get(name)
-        if isinstance(found, h5py.Dataset) and found.size is not None and found.size <= MOST_PIXELS:
+        if isinstance(found, h5py.Dataset) and _is_small(found, most):
             values: NDArray[Any] = np.asarray(found[()]).T
             return values
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
         raise DataError(f"{where}: {name} cannot be read: {' '.join(str(error).split())}; download it again") from None
-    raise DataError(f"{where}: {name}: expected an array of at most {MOST_PIXELS:,} values; download it again")
+    raise DataError(f"{where}: {name}: expected an array of at most {most:,} values; download it again")
+
+
+def _is_small(dataset: h5py.Dataset, most: int) -> bool:
+    """Whether reading it takes no more memory and time than it should: a damaged file may say what it likes."""
+    if dataset.size is None or not 0 < dataset.size <= most or dataset.dtype.itemsize > 8:
+        return False
+    chunk = dataset.chunks or dataset.shape
+    num_chunks = math.prod(-(-side // step) for side, step in zip(dataset.shape, chunk, strict=True))
+    return bool(math.prod(chunk) <= MOST_PIXELS and num_chunks <= MOST_CHUNKS)
 
 
 @dataclass(frozen=True)
@@ -209,14 +230,14 @@ class _Figshare:
         with _open_mat(item.place, where) as file:
             try:
                 group = file.get("cjdata")
-            except (OSError, RuntimeError, ValueError, KeyError) as error:
+            except (OSError, RuntimeError, ValueError, KeyError, OverflowError) as error:
                 raise DataError(f"{where}: cjdata cannot be read: {error}; download it again") from None
             if not isinstance(group, h5py.Group):
                 raise DataError(f"{where}: no cjdata: no slice of Jun Cheng's set; remove it")
-            label = _label(_array(group, "label", where), where)
-            patient = _text(_array(group, "PID", where), where)
-            image_HW = _image(_array(group, "image", where), where)
-            drawn_HW = _mask(_array(group, "tumorMask", where), where)
+            label = _label(_array(group, "label", 1, where), where)
+            patient = _text(_array(group, "PID", 64, where), where)
+            image_HW = _image(_array(group, "image", MOST_PIXELS, where), where)
+            drawn_HW = _mask(_array(group, "tumorMask", MOST_PIXELS, where), where)
         image_CHW, mask_HW = sized(where, image_HW[None], drawn_HW, "tumorMask", self.size)
         return [
             Row(
@@ -227,17 +248,17 @@ class _Figshare:
 
 
 def _label(values: NDArray[Any], where: str) -> str:
-    value = values.item() if values.size == 1 and values.dtype.kind in "iuf" else None
-    if value not in LABELS:
+    value = values.item()
+    if values.dtype.kind not in "iuf" or value not in LABELS:
         known = ", ".join(f"{number} ({label})" for number, label in LABELS.items())
-        raise DataError(f"{where}: label {values.ravel()[:4].tolist() if value is None else value}; expected {known}")
+        raise DataError(f"{where}: label {value!r}; expected {known}")
     return LABELS[int(value)]
 
 
 def _text(values: NDArray[Any], where: str) -> str:
     """MATLAB stores text as the numbers of its characters."""
     codes = values.ravel()
-    if codes.dtype.kind not in "iu" or not 1 <= codes.size <= 64 or not ((codes > 31) & (codes < 0xD800)).all():
+    if codes.dtype.kind not in "iu" or not ((codes > 31) & (codes < 0xD800)).all():
         raise DataError(f"{where}: PID: expected 1 to 64 characters, as MATLAB stores text")
     text = "".join(map(chr, codes)).strip()
     refuse_names(where, PID=text)
@@ -247,7 +268,7 @@ def _text(values: NDArray[Any], where: str) -> str:
 
 
 def _image(image_HW: NDArray[Any], where: str) -> NDArray[np.uint16]:
-    if image_HW.ndim != 2 or not image_HW.size or image_HW.dtype.kind not in "iu":
+    if image_HW.ndim != 2 or image_HW.dtype.kind not in "iu":
         raise DataError(f"{where}: image is {image_HW.dtype} {image_HW.shape}; expected whole numbers, H,W")
     if image_HW.min() < 0 or image_HW.max() > 65535:
         raise DataError(f"{where}: image has values {image_HW.min()} to {image_HW.max()}; expected 0 to 65535")
@@ -255,6 +276,6 @@ def _image(image_HW: NDArray[Any], where: str) -> NDArray[np.uint16]:
 
 
 def _mask(mask_HW: NDArray[Any], where: str) -> NDArray[np.uint8]:
-    if mask_HW.ndim != 2 or not mask_HW.size or mask_HW.dtype.kind not in "iub" or not np.isin(mask_HW, (0, 1)).all():
+    if mask_HW.ndim != 2 or mask_HW.dtype.kind not in "iub" or not np.isin(mask_HW, (0, 1)).all():
         raise DataError(f"{where}: tumorMask is {mask_HW.dtype} {mask_HW.shape}; expected 0 and 1 alone, H,W")
     return mask_HW.astype(np.uint8)

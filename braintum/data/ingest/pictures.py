@@ -19,6 +19,7 @@ from braintum.data.images import resize_image, resize_mask
 from braintum.data.schema import MASKS, DataError
 
 FORMATS = ("PNG", "JPEG", "TIFF")
+MOST_PIXELS = 4096 * 4096
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I;16L", "I")
 
 
@@ -101,6 +102,8 @@ def _open(path: Path, where: str) -> Image.Image:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             pictures = getattr(image, "n_frames", 1)
             depth = _depth(image, content)
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width}×{image.height}, more than {MOST_PIXELS:,} pixels")
             image.load()
     except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
         reason = "not a PNG, JPEG or TIFF" if isinstance(error, UnidentifiedImageError) else str(error)
