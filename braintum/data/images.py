@@ -97,6 +97,7 @@ def perceptual_hash(image_CHW: NDArray[Any]) -> int:
     pHash: the channels' mean at 32×32, its cosine transform, the signs of the 8×8 lowest frequencies around their
     median. First bit most significant, row by row. Insensitive to brightness, contrast and resolution.
     """
-    small_SS = resize_plane(image_CHW.mean(axis=0, dtype=np.float32), 32, 32)
+    plane_HW = image_CHW[0].astype(np.float32) if len(image_CHW) == 1 else image_CHW.mean(axis=0, dtype=np.float32)
+    small_SS = resize_plane(plane_HW, 32, 32)
     low_SS = dctn(small_SS, norm="ortho")[:8, :8]
     return int.from_bytes(np.packbits(low_SS > np.median(low_SS)).tobytes(), "big")

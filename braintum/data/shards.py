@@ -105,8 +105,8 @@ def write_shard(out: str, index: int, rows: Sequence[Row]) -> Facts:
     columns, facts = [], []
     for row in rows:
         _check(row, first)
-        image = np.ascontiguousarray(row.image_CHW).tobytes()
-        mask = None if row.mask_HW is None else np.ascontiguousarray(row.mask_HW).tobytes()
+        image = row.image_CHW.tobytes()
+        mask = None if row.mask_HW is None else row.mask_HW.tobytes()
         digest = hashlib.sha256(image).hexdigest()
         spacing_y_mm, spacing_x_mm = row.spacing_yx_mm or (None, None)
         columns.append(
@@ -157,11 +157,13 @@ def _check(row: Row, first: Row) -> None:
     refuse_names(row.where or "a row", row.source_fold, slice_id=row.slice_id, case=row.case_id, label=row.label)
     if row.plane is not None and row.plane not in PLANES:
         raise DataError(f"{where}{row.slice_id}: plane {row.plane!r}; known: {', '.join(PLANES)}")
-    image, mask = row.image_CHW, row.mask_HW
-    if image.ndim != 3 or str(image.dtype) not in DTYPES:
+    image, mask, other = row.image_CHW, row.mask_HW, first.image_CHW
+    if image.ndim != 3 or image.dtype not in DTYPES:
         raise DataError(f"{where}{row.slice_id}: image is {image.dtype} {image.shape}; expected C,H,W, 8 or 16 bit")
-    other = first.image_CHW
-    refuse_unlike(row.slice_id, row.where, (image.shape, str(image.dtype)), (other.shape, str(other.dtype)))
+    if (image.shape, image.dtype) != (other.shape, other.dtype):  # names of dtypes take longer than all else here
+        refuse_unlike(row.slice_id, row.where, (image.shape, str(image.dtype)), (other.shape, str(other.dtype)))
+    if mask is not None and mask.dtype != np.uint8:
+        raise DataError(f"{where}mask of {row.slice_id} is {mask.dtype}; expected uint8")
     if mask is not None and mask.shape != image.shape[1:]:
         raise DataError(
             f"{where}mask of {row.slice_id} is {mask.shape[1]}×{mask.shape[0]}, its image "

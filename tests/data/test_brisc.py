@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from downloads import BRISC, SIDE, add_brisc, picture, tumour, write_brisc
 from PIL import Image
 
+from braintum.cli import main
 from braintum.data.folds import split
 from braintum.data.ingest.brisc import ingest_brisc
 from braintum.data.schema import DataError
@@ -189,3 +191,19 @@ def test_folders_that_are_not_brisc(brisc: Path, tmp_path: Path) -> None:
         ingest_brisc(tmp_path / "empty", out)
     with pytest.raises(DataError, match="size: 8: expected 16"):
         ingest_brisc(brisc, out, size=8)
+
+
+def test_on_the_command_line(brisc: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["ingest", "brisc", str(brisc), "--out", str(out), "--size", "32", "--name", "b", "--json"]) == 0
+    card = json.loads(capfd.readouterr().out)
+    assert card == json.loads((out / "card.json").read_text())
+    assert (card["name"], card["height"], card["licence"]) == ("b", 32, "CC-BY-4.0")
+    assert main(["ingest", "brisc", str(brisc), "--out", str(tmp_path / "other")]) == 0
+    assert "planes 3 axial, 2 coronal, 2 sagittal" in " ".join(capfd.readouterr().out.split())
+    no_mask(brisc)
+    assert main(["ingest", "brisc", str(brisc), "--out", str(tmp_path / "strict"), "--strict"]) == 2
+    assert capfd.readouterr().err == (
+        f"braintum: segmentation_task/train/images/{SEEN}.jpg: an image without its mask; add that, or remove it from "
+        "segmentation_task\n"
+    )

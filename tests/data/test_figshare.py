@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from downloads import mat_file, mat_folds, mat_slice, tumour
 from numpy.typing import NDArray
 
+from braintum.cli import main
 from braintum.data.folds import held_out_folds
 from braintum.data.ingest.figshare import ingest_figshare
 from braintum.data.schema import DataError
@@ -229,3 +231,16 @@ def test_places_without_the_set(tmp_path: Path) -> None:
 def test_planes_are_not_known(folder: Path, tmp_path: Path) -> None:
     assert ingest_figshare(folder, str(tmp_path / "out")).slices_per_plane == {}
     assert pq.read_table(next((tmp_path / "out").glob("*.parquet")))["plane"].null_count == 8
+
+
+def test_on_the_command_line(archives: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["ingest", "figshare", str(archives), "--out", str(out), "--licence", "CC0-1.0", "--json"]) == 0
+    card = json.loads(capfd.readouterr().out)
+    assert card == json.loads((out / "card.json").read_text())
+    assert (card["name"], card["height"], card["licence"]) == ("cheng", 256, "CC0-1.0")
+    with zipfile.ZipFile(archives / "more.zip", "w") as archive:
+        archive.writestr("9.mat", b"no MATLAB file")
+    assert main(["ingest", "figshare", str(archives), "--out", str(tmp_path / "strict"), "--strict"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("braintum: more.zip/9.mat: no MATLAB v7.3 file")

@@ -18,6 +18,7 @@ import example_source
 import numpy as np
 import pytest
 from example_source import ABOUT, SIDE, TWO, Arrays, write_array, write_arrays
+from PIL import Image
 
 from braintum.cli import main
 from braintum.data.ingest import engine
@@ -66,9 +67,7 @@ def listed(out: Path) -> dict[str, str]:
         return {line["what"]: line["reason"] for line in csv.DictReader(lines)}
 
 
-def test_what_cannot_be_read_is_listed_and_counted(
-    capfd: pytest.CaptureFixture[str], arrays: tuple[Arrays, list[str]], tmp_path: Path
-) -> None:
+def test_what_cannot_be_read_is_listed_and_counted(arrays: tuple[Arrays, list[str]], tmp_path: Path) -> None:
     source, names = arrays
     (source.folder / "03.npy").write_bytes(b"no array")
     (source.folder / "10.npy").unlink()
@@ -83,15 +82,12 @@ def test_what_cannot_be_read_is_listed_and_counted(
 
 
 def test_rejected_on_the_command_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from PIL import Image
-
     root, out = tmp_path / "raw", tmp_path / "out"
     root.mkdir()
     lines = ["image,label"]
     for number in range(4):
-        Image.fromarray(np.random.default_rng(number).integers(0, 255, (SIDE, SIDE), np.uint8)).save(
-            root / f"{number}.png"
-        )
+        pixels = np.random.default_rng(number).integers(0, 255, (SIDE, SIDE), np.uint8)
+        Image.fromarray(pixels).save(root / f"{number}.png")
         lines.append(f"{number}.png,x")
     (root / "manifest.csv").write_text("\n".join(lines))
     (root / "2.png").write_bytes(b"no picture")

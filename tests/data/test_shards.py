@@ -128,6 +128,7 @@ def test_the_digest_names_the_content(write, tmp_path: Path) -> None:
         ([make_row("x", mask_HW=np.zeros((8, 9), np.uint8))], "mask of x is 9×8, its image 32×32"),
         ([make_row("x", mask_HW=np.full((SIZE, SIZE), 7, np.uint8))], "mask of x has the value 7"),
         ([make_row("x", case_id="p", source_fold="1"), make_row("y", case_id="p", source_fold="2")], "case 'p' is in"),
+        ([make_row("x", mask_HW=np.zeros((SIZE, SIZE), bool))], "mask of x is bool; expected uint8"),
         ([make_row("x", plane="oblique")], "x: plane 'oblique'; known: axial, coronal, sagittal"),
         ([make_row("x", label="a\nb", where="line 2")], r"line 2: label 'a\\n'...: a line break"),
         ([make_row("x", source_fold="..")], r"fold '\.\.': expected 1 to 32 letters"),
