@@ -28,7 +28,13 @@ class S3Server:
         self._folder = Path(tempfile.mkdtemp(prefix="weed"))
         options = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-admin.ui=false", "-webdav=false",
                    "-s3.port.iceberg=0", "-s3.port.lance=0", f"-dir={self._folder}"]  # fmt: skip
-        self._command = [weed, f"-logdir={self._folder}", "mini", *options, *(f"{name}={port}" for name, port in ports.items())]
+        self._command = [
+            weed,
+            f"-logdir={self._folder}",
+            "mini",
+            *options,
+            *(f"{name}={port}" for name, port in ports.items()),
+        ]
         url = f"http://127.0.0.1:{ports['-s3.port']}"
         self.environment = {**SECRETS, "AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "us-east-1"}
         self._process: subprocess.Popen[bytes] | None = None
