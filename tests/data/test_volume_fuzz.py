@@ -78,7 +78,6 @@ def slices_or_one_line(read: Callable[[], object]) -> None:
 FUZZ = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["nii", "nii.gz"])
 @pytest.mark.parametrize("part", ["image", "mask"])
 def test_nifti(kind: str, part: str) -> None:
