@@ -8,6 +8,7 @@ import itertools
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -101,10 +102,15 @@ def write_scan(folder: Path, description: str, segments: Iterable[int] = (), **e
 @pytest.fixture(scope="module")
 def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two series that can be taken, and one of every kind that cannot."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return write_dump(tmp_path_factory.mktemp("dicom"))
+
+
+def write_dump(root: Path) -> Path:
     settings = config.settings
     mode = settings.reading_validation_mode, settings.writing_validation_mode
     settings.reading_validation_mode = settings.writing_validation_mode = config.IGNORE
-    root = tmp_path_factory.mktemp("dicom")
     segmented, beside, gap, burned, compressed, other, unknown = (root / secret("LO") / secret("LO") for _ in range(7))
     write_scan(segmented, "t1 post", [1])
     write_scan(unknown, "t1 post", [1, 2, 3])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from example_dicom import ALL, change, ingest, pixels, put, write_study
+from example_dicom import ALL, change, ingest, pixels, put, rejected, write_study
 from example_scans import affine, head, tumour, write_nifti, write_segmentation, write_series
 from pydicom import Dataset
 from pydicom.sequence import Sequence
@@ -62,6 +62,17 @@ def test_a_segmentation_of_nothing_known_is_matched_by_its_place(root: Path) -> 
 
     change(root / "seg", forget)
     np.testing.assert_array_equal(pixels(ingest(root, strict=True)[0], read_masks), expected)
+
+
+def test_a_segmentation_of_a_series_that_was_not_taken_is_listed(root: Path) -> None:
+    images = write_study(root / "a")
+    other = write_series(root / "b", head(1), SeriesDescription="FLAIR", StudyInstanceUID=images[0].StudyInstanceUID)
+    write_segmentation(root / "b/seg", other, {1: tumour()})
+    url, card = ingest(root)
+    assert (card.num_slices, card.num_masks) == (2, 2)
+    [[what, reason]] = rejected(url)
+    assert what.startswith("file 26, SHA-256 ")
+    assert reason.startswith("is a segmentation of no series that was taken; choose that one with --series")
 
 
 def test_two_segmentations_are_one_too_many(root: Path) -> None:

@@ -124,7 +124,7 @@ BAD = {
     "not at right angles": (each(put(ImageOrientationPatient=[1, 0, 0, 0.6, 0.8, 0])), "are not at right angles"),
     "two spacings": (one(put(PixelSpacing=[2, 2])), "PixelSpacing is not one size above 0 for all slices"),
     "no place": (one(no_place), "says not where its slices are (AttributeError)"),
-    "cut short": (one(cut), "one of its files is damaged, or no DICOM (ValueError); export it again"),
+    "cut short": (one(cut), "one of its files is cut short: it has 50 pixels; export it again"),
     "two sizes": (one(narrow), "has slices of 20×28 and 24×28 pixels; choose another series"),
     "colour": (one(put(PhotometricInterpretation="MONOCHROME1")), "is no picture in grey with white for high values"),
     "compressed": (one(lossless), "is compressed as JPEG Lossless, Non-Hierarchical, First-Order Prediction (Process "

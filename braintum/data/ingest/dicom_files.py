@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pydicom
 from pydicom import Dataset
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -27,8 +28,9 @@ from braintum.data.ingest.nifti import ENDINGS
 from braintum.data.schema import DataError
 
 BROKEN = (
-    AttributeError, EOFError, IndexError, KeyError, MemoryError, NotImplementedError, OSError, OverflowError,
-    RecursionError, RuntimeError, TypeError, ValueError, struct.error, zlib.error,
+    AttributeError, BytesLengthException, EOFError, IndexError, InvalidDicomError, KeyError, MemoryError,
+    NotImplementedError, OSError, OverflowError, RecursionError, RuntimeError, TypeError, ValueError, struct.error,
+    zlib.error,
 )  # fmt: skip
 """What pydicom raises, depending on what is wrong with a file."""
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"

@@ -31,6 +31,7 @@ CONTRAST = re.compile(
     r"enhanced|t1w?[- ]?(c|ce|gd)\b"
 )
 NO_AGENT = ("", "none", "no", "n", "0", "nil", "without")
+UNUSED = "is a segmentation of no series that was taken; choose that one with --series, or remove the segmentation"
 NOT_ORIGINAL = ("PROJECTION IMAGE", "SUBTRACTION", "LOCALIZER")
 
 
@@ -72,7 +73,7 @@ def chosen(
     salt: str,
     choice: Choice,
 ) -> list[Series]:
-    """One series a study, in the order of patients' hashes and of time; then the files that cannot be used."""
+    """One series a study, in the order of patients' hashes and of time; then files that cannot be used, masks first."""
     studies: dict[tuple[str, str], list[Header]] = defaultdict(list)
     for header in headers:
         studies[header.patient, header.study].append(header)
@@ -86,7 +87,7 @@ def chosen(
     for (patient, study), files in sorted(studies.items(), key=lambda item: _moment(item[1])):
         images = [header for header in files if not header.is_mask]
         if not images:
-            continue  # masks of other studies
+            continue  # masks of series in other studies
         case_id = pseudonym(patient, salt)
         scans[case_id] += 1
         all_masks = [mask for mask in masks if mask.patient == patient]
@@ -110,8 +111,11 @@ def chosen(
             )
         )  # fmt: skip
     items.sort(key=lambda item: (item.case_id, item.scan))
+    used = {path for item in items for path in item.segmentations}
+    left = [Unreadable(mask.number, mask.path, UNUSED) for mask in masks if mask.path not in used]
     return items + [
-        Series(named(file.number, file.path), "", 0, files=(file.path,), refused=file.reason) for file in unreadable
+        Series(named(file.number, file.path), "", 0, files=(file.path,), refused=file.reason)
+        for file in (*left, *unreadable)
     ]
 
 

@@ -76,6 +76,9 @@ def _pixels(dataset: Dataset, what: str) -> NDArray[Any]:
             raise DataError(f"{what}: is no picture in grey with white for high values; choose another series")
         if not 0 < rows * columns * frames <= MAX_VOXELS:
             raise DataError(f"{what}: a file of {frames}×{rows}×{columns} pixels; expected 1 to {MAX_VOXELS:,}")
+        stored = len(dataset.PixelData) * 8 // int(dataset.BitsAllocated)
+        if not syntax.is_encapsulated and rows * columns * frames > stored:
+            raise DataError(f"{what}: one of its files is cut short: it has {stored:,} pixels; export it again")
         if syntax.is_encapsulated and not get_decoder(syntax).is_available:
             raise DataError(f"{what}: is compressed as {syntax.name}, {_needs(syntax)}")
         try:
