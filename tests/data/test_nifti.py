@@ -276,6 +276,7 @@ def test_the_command_line(folder: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert main([*command, *options, "--out", url, "--strict", "--json"]) == 0
     card = json.loads(capfd.readouterr().out)
     assert (card["num_cases"], card["channels"], card["height"]) == (2, 3, 40)
+    assert set(card["slices_per_plane"]) == {"sagittal"}
     assert card["options"] == {
         "slices": "tumour", "healthy": 1, "plane": "sagittal", "size": 40, "intensity": "minmax", "context": 1,
         "mask_tumour": "1", "mask_oedema": "none", "mask_background": "0,2,3",

@@ -125,6 +125,7 @@ def slices_of(case: Case, slicing: Slicing) -> list[Row]:
                 image_CHW=np.rint(image_CHW * 255).astype(np.uint8) if case.few_bits else image_CHW.astype(np.float16),
                 label=NO_TUMOR if healthy else case.label, position=float(k * voxel_mm[along]),
                 spacing_yx_mm=(voxel_mm[y] * window.shrunk, voxel_mm[x] * window.shrunk), where=case.where,
+                plane=slicing.plane,
             )
         )  # fmt: skip
     return rows
