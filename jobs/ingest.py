@@ -1,9 +1,10 @@
-"""Ingests a folder of slices, in one process on the node where the job runs; that node must see the folder.
+"""Ingests a source, in parallel where it is large; the node where the job runs reads it and must see its files.
 
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
         python jobs/ingest.py folder /mnt/slices --out s3://bucket/cheng
 
-Arguments are those of `braintum ingest` (braintum/cli.py), which calls braintum.data.ingest.folder.ingest_folder.
+Arguments are those of `braintum ingest` (braintum/cli_ingest.py), which calls braintum.data.ingest.
+After `ray job stop` the same command goes on with the shards that are not there yet.
 """
 
 import sys
