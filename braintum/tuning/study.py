@@ -56,7 +56,8 @@ def search(
     """Runs or resumes a study and returns its summary. Times in it are those of the last start. A
     finished one is read; where a winner's cross-validation failed, that is tried again.
 
-    Data with copies on two sides of a split is refused unless `allow_leak`; then the summary counts them as `leaks`.
+    Data with copies on two sides of a split is refused unless `allow_leak`; the summary counts them as `leaks`, None
+    where its views show too little to tell.
 
     Raises ConfigError or DataError before any worker starts, StudyFailed where no trial finished. KeyboardInterrupt
     leaves all state saved.
@@ -75,7 +76,7 @@ def search(
     tables = {name: share_table(data_url, data) for name, data in views.items()}
     table, folds = refuse_unusable(space, tables)
     widest = max(views.values(), key=lambda data: (data.region == "whole", data.image_size))
-    leaks = refuse_leaks(ray.get(tables[view(widest)]), widest, allow=allow_leak, say=progress.say)
+    leaks = refuse_leaks(ray.get(tables[view(widest)]), widest, allow=allow_leak)
     if not storage.exists(out):
         for name in space.architectures:
             experiment = space.experiment(name, {})
@@ -86,6 +87,8 @@ def search(
         "data": {"url": data_url, "digest": table.digest},
     }
     prepare_out(out, about, resume=resume, record="study.json")
+    if leaks is None:
+        progress.say(f"not audited: {widest.region} slices of {widest.image_size} pixels; see `braintum audit`")
     summary_url = storage.join(out, "summary.json")
     with OptunaFile(storage.join(out, "optuna.db")) as file:
         studies = _open_studies(space, file)
