@@ -1,7 +1,7 @@
 """One joint model, two models side by side, or one after the other: what each scores, weighs and costs to use.
 
     braintum ingest folder ../shared/data/cheng --out out/cheng
-    python benchmarks/joint_or_two.py --data out/cheng --out out/joint_or_two --size 64 --depth 4 --epochs 4
+    python benchmarks/joint_or_two.py --data out/cheng --out out/joint_or_two --size 64 --depth 4 --epochs 8
 
 All have the encoder of one U-Net, the same slices, folds, epochs and recipe (`fast`):
 
@@ -96,7 +96,8 @@ class Deployed:
 
 def trained(a: argparse.Namespace) -> dict[str, pa.Table]:
     """The prediction tables of all contenders over all folds."""
-    given = {"data.image_size": a.size, "training.epochs": a.epochs, "training.seed": a.seed}
+    given: dict[str, Any] = {"data.image_size": a.size, "training.epochs": a.epochs, "training.seed": a.seed}
+    given["training.precision"] = "float32"  # what is deployed here is, and must predict what was scored
     encoder = {"model.width": a.width, "model.depth": a.depth, "model.norm": "instance"}
 
     def network(name: str, **more: Any) -> Experiment:

@@ -10,6 +10,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from braintum.settings import NamedPart, Part
 
+DEFAULT_WINDOW = 16_384
+
 Classes = dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] | None
 
 
@@ -45,6 +47,12 @@ class Data(Part):
     )
     margin: float | None = Field(
         None, ge=0, le=10, description="around a crop, each side: share of the tumour's longer side; 0.25 if none"
+    )
+    window: int = Field(
+        DEFAULT_WINDOW,
+        ge=1,
+        description="slices shuffled together where a training has more; about twice as many are in memory at once "
+        "where the set is too large for it",
     )
     validation: float = Field(
         0.2, gt=0, lt=1, description="share of the training part that choices inside a run may see, cut by group"

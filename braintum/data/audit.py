@@ -198,7 +198,7 @@ def _odd(name: str, table: SliceTable) -> Iterator[Finding]:
     few_R = masked_R & (area_R > 0) & (area_R < FEW_PIXELS)
     yield from found("tumour of few pixels", few_R, lambda r: f"{area_R[r]} pixels")
     yield from found("mask at the border", border_R, lambda r: f"{area_R[r]} pixels")
-    mean_R = table.image_RCHW.mean(axis=(1, 2, 3), dtype=np.float64)
+    mean_R = np.array([table.image_RCHW[row].mean(dtype=np.float64) for row in range(len(table))])
     scale = 255.0 if table.image_RCHW.dtype == np.uint8 else 1.0
     yield from found("unusual brightness", _far(mean_R), lambda r: f"mean {mean_R[r] / scale:.3f} of 1")
     blank_R = (table.low_RC == table.high_RC).all(axis=1)

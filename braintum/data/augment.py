@@ -19,7 +19,7 @@ from torch import Tensor
 from braintum.parts import Augment
 
 NUM_DRAWS = 8
-_ORDER, _AUGMENT = 0, 1  # which stream of a (seed, epoch)
+_ORDER, _AUGMENT, _PARTS = 0, 1, 2  # which stream of a (seed, epoch)
 
 
 def _raw(seed: int, epoch: int, stream: int, count: int) -> NDArray[np.uint64]:
@@ -28,9 +28,22 @@ def _raw(seed: int, epoch: int, stream: int, count: int) -> NDArray[np.uint64]:
     return np.random.Philox(key=key, counter=np.array([0, 0, 0, stream], np.uint64)).random_raw(count)
 
 
-def shuffled(rows: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """The rows in the order of an epoch: a pure function of (rows, seed, epoch)."""
-    return rows[np.argsort(_raw(seed, epoch, _ORDER, len(rows)), kind="stable")]
+def shuffled(
+    rows: NDArray[np.int64], seed: int, epoch: int, window: int, part_ends: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The rows in the order of an epoch: a pure function of the arguments.
+
+    More than `window` rows are brought part by part (`part_ends`: the row behind the last of each), the parts in a
+    random order, cut into windows of nearly equal size, and shuffled within each.
+    """
+    if len(rows) <= window:
+        return rows[np.argsort(_raw(seed, epoch, _ORDER, len(rows)), kind="stable")]
+    place_of_part = np.argsort(np.argsort(_raw(seed, epoch, _PARTS, len(part_ends)), kind="stable"))
+    part_R = np.searchsorted(part_ends, rows, side="right")
+    rows = rows[np.argsort(place_of_part[part_R], kind="stable")]
+    windows = np.array_split(rows, -(-len(rows) // window))
+    window_R = np.repeat(np.arange(len(windows)), [len(part) for part in windows])
+    return rows[np.lexsort((_raw(seed, epoch, _ORDER, len(rows)), window_R))]
 
 
 def augment_draws(num_rows: int, seed: int, epoch: int) -> Tensor:

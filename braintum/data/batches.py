@@ -1,6 +1,7 @@
 """Batches of a table: a pure function of (seed, epoch, step, global batch size), whatever the number of workers.
 
-Nothing is decoded here: rows are gathered by index from the table, on the GPU where the table fits there.
+Nothing is decoded here: rows are gathered by index from the table, on the GPU where the table fits there, or from the
+parts that a larger table streams. What a batch holds does not depend on where its pixels lie.
 
 Shapes: R rows of the table, B batch (this worker's share), C channels, H W height and width, K mask channels,
 P random draws a row.
@@ -9,7 +10,7 @@ P random draws a row.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -20,11 +21,15 @@ from torch import Tensor
 
 from braintum.data.augment import augment_batch, augment_draws, shuffled
 from braintum.data.schema import DataError
+from braintum.data.stream import Steps, Streamed, rows_of_steps
 from braintum.data.table import SliceTable
-from braintum.parts import Augment
+from braintum.parts import DEFAULT_WINDOW, Augment
 
 RESIDENT_SHARE = 0.5
 """Share of a GPU's free memory that a table may take to be kept there."""
+
+STEPS_AHEAD = 8
+"""How long before they are evaluated a streamed table's slices are fetched."""
 
 
 class Batch(NamedTuple):
@@ -47,9 +52,9 @@ class Batch(NamedTuple):
 class Batches:
     """The training batches of one worker.
 
-    An epoch is a permutation of `rows` keyed by (seed, epoch), cut into ceil(R / batch_size) global batches of nearly
-    equal size; worker `rank` of `world_size` takes its contiguous share of each. Raises DataError where a worker would
-    be left without a slice.
+    An epoch is a permutation of `rows` keyed by (seed, epoch), of more than `window` rows within windows (`shuffled`),
+    cut into ceil(R / batch_size) global batches of nearly equal size; worker `rank` of `world_size` takes its
+    contiguous share of each. Raises DataError where a worker would be left without a slice.
     """
 
     def __init__(
@@ -60,22 +65,25 @@ class Batches:
         batch_size: int,
         seed: int,
         augment: Augment | None,
+        window: int = DEFAULT_WINDOW,
         rank: int = 0,
         world_size: int = 1,
         device: str | torch.device = "cpu",
     ) -> None:
         self.num_steps = steps_per_epoch(len(rows), batch_size, world_size)
-        self._table, self._rows, self._seed = table, np.asarray(rows, np.int64), seed
+        self._table, self._rows, self._seed, self._window = table, np.asarray(rows, np.int64), seed, window
         self._augment, self._rank, self._world_size = augment, rank, world_size
         self._gather = _Gather(table, torch.device(device))
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch."""
-        steps = np.array_split(shuffled(self._rows, self._seed, epoch), self.num_steps)
+        order = shuffled(self._rows, self._seed, epoch, self._window, self._table.part_ends)
+        steps = np.array_split(order, self.num_steps)
+        shares = [np.array_split(step, self._world_size)[self._rank] for step in steps]
         draws_RP = None if self._augment is None else augment_draws(len(self._table), self._seed, epoch)
-        for step in steps:
-            mine = np.array_split(step, self._world_size)[self._rank]
-            image_BCHW, mask_B1HW = self._gather.pixels(mine)
+        steps_ahead = -(-self._window * self.num_steps // len(self._rows))
+        pixels = self._gather.pixels(shares, steps_ahead)
+        for step, mine, (image_BCHW, mask_B1HW) in zip(steps, shares, pixels, strict=True):
             if self._augment is not None and draws_RP is not None:
                 image_BCHW, mask_B1HW = augment_batch(image_BCHW, mask_B1HW, draws_RP[mine], self._augment)
             yield self._gather.batch(image_BCHW, mask_B1HW, mine, step)
@@ -99,40 +107,33 @@ def ordered_batches(
 ) -> Iterator[Batch]:
     """The rows in the order given, unchanged, for evaluation."""
     gather = _Gather(table, torch.device(device))
-    for start in range(0, len(rows), batch_size):
-        mine = np.asarray(rows[start : start + batch_size], np.int64)
-        yield gather.batch(*gather.pixels(mine), mine, mine)
+    steps = [np.asarray(rows[start : start + batch_size], np.int64) for start in range(0, len(rows), batch_size)]
+    for step, pixels in zip(steps, gather.pixels(steps, STEPS_AHEAD), strict=True):
+        yield gather.batch(*pixels, step, step)
 
 
 class _Pixels(NamedTuple):
     image_RX: Tensor  # X: all values of a slice, flat, so that a gather is one copy a row
     mask_RX: Tensor
-    low_RC11: Tensor
-    scale_RC11: Tensor
 
 
 _PIXELS: WeakKeyDictionary[SliceTable, dict[str, _Pixels]] = WeakKeyDictionary()
 
 
-def _pixels(table: SliceTable, device: torch.device) -> _Pixels:
-    """The table as tensors, made once a table and device, and on the device if it fits."""
+def _pixels(table: SliceTable, image_RCHW: NDArray[Any], mask_RHW: NDArray[np.uint8], device: torch.device) -> _Pixels:
+    """The pixels of a table as tensors, made once a table and device, and on the device if they fit."""
     known = _PIXELS.setdefault(table, {})
     if str(device) not in known:
-        span_RC = table.high_RC - table.low_RC
-        scale_RC = np.where(span_RC > 0, 1 / np.where(span_RC > 0, span_RC, 1), 0).astype(np.float32)
-        home = device if device.type != "cuda" or _fits(table, device) else torch.device("cpu")
-        known[str(device)] = _Pixels(
-            _tensor(table.image_RCHW.reshape(len(table), -1)).to(home),
-            _tensor(table.mask_RHW.reshape(len(table), -1)).to(home),
-            _tensor(table.low_RC[:, :, None, None]).to(home),
-            _tensor(scale_RC[:, :, None, None]).to(home),
-        )
+        fits = device.type != "cuda" or _fits(image_RCHW.nbytes + mask_RHW.nbytes, device)
+        home = device if fits else torch.device("cpu")
+        pixels = (_tensor(array.reshape(len(table), -1)).to(home) for array in (image_RCHW, mask_RHW))
+        known[str(device)] = _Pixels(*pixels)
     return known[str(device)]
 
 
-def _fits(table: SliceTable, device: torch.device) -> bool:
+def _fits(num_bytes: int, device: torch.device) -> bool:
     free, _ = torch.cuda.mem_get_info(device)
-    return table.image_RCHW.nbytes + table.mask_RHW.nbytes < free * RESIDENT_SHARE
+    return num_bytes < free * RESIDENT_SHARE
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:
@@ -145,22 +146,37 @@ class _Gather:
     """Makes batches of rows of one table on one device."""
 
     def __init__(self, table: SliceTable, device: torch.device) -> None:
+        span_RC = table.high_RC - table.low_RC
+        scale_RC = np.where(span_RC > 0, 1 / np.where(span_RC > 0, span_RC, 1), 0).astype(np.float32)
         self._table, self._device = table, device
-        self._pixels = _pixels(table, device)
+        self._low_RC11 = _tensor(table.low_RC[:, :, None, None]).to(device)
+        self._scale_RC11 = _tensor(scale_RC[:, :, None, None]).to(device)
         self._buffers: dict[str, Tensor] = {}
 
-    def pixels(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Images in [0, 1] and float label maps, both fresh tensors on the device."""
-        table = self._pixels
-        index_B = torch.from_numpy(rows).to(table.image_RX.device)
+    def pixels(self, steps: Steps, ahead: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """For every step images in [0, 1] and float label maps, both fresh tensors on the device.
+
+        `ahead`: how many steps before they are needed a streamed table's parts are fetched.
+        """
         shape = self._table.image_RCHW.shape[1:]
-        image_BX = self._take("image", table.image_RX, index_B).to(self._device)
-        image_BCHW = image_BX.view(len(rows), *shape).float()
-        low_BC11 = table.low_RC11[index_B].to(self._device)
-        scale_BC11 = table.scale_RC11[index_B].to(self._device)
-        image_BCHW.sub_(low_BC11).mul_(scale_BC11)
-        mask_BX = self._take("mask", table.mask_RX, index_B).to(self._device)
-        return image_BCHW, mask_BX.view(len(rows), 1, *shape[1:]).float()
+        for rows, (image_BX, mask_BX) in zip(steps, self._stored(steps, ahead), strict=True):
+            index_B = torch.from_numpy(rows).to(self._device)
+            image_BCHW = image_BX.to(self._device).view(len(rows), *shape).float()
+            image_BCHW.sub_(self._low_RC11[index_B]).mul_(self._scale_RC11[index_B])
+            yield image_BCHW, mask_BX.to(self._device).view(len(rows), 1, *shape[1:]).float()
+
+    def _stored(self, steps: Steps, ahead: int) -> Iterator[Sequence[Tensor]]:
+        """Each step's images and masks as they are stored; the next step overwrites them."""
+        image_RCHW, mask_RHW = self._table.image_RCHW, self._table.mask_RHW
+        if isinstance(image_RCHW, Streamed) or isinstance(mask_RHW, Streamed):
+            streamed = [array for array in (image_RCHW, mask_RHW) if isinstance(array, Streamed)]
+            for found in rows_of_steps(streamed, steps, ahead):
+                yield [torch.from_numpy(array) for array in found]
+            return
+        table = _pixels(self._table, image_RCHW, mask_RHW, self._device)
+        for rows in steps:
+            index_B = torch.from_numpy(rows).to(table.image_RX.device)
+            yield self._take("image", table.image_RX, index_B), self._take("mask", table.mask_RX, index_B)
 
     def batch(
         self, image_BCHW: Tensor, mask_B1HW: Tensor, rows: NDArray[np.int64], step_rows: NDArray[np.int64]

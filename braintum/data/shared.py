@@ -1,18 +1,36 @@
-"""A dataset decoded once per cluster into Ray's object store, where all workers and trials read the same pages."""
+"""A dataset decoded once per cluster into Ray's object store, where all workers and trials read the same pages.
+
+One that the store cannot hold stays there in parts, a shard's pixels each: Ray keeps what does not fit on disk
+(spilling), and readers stream through them (`braintum.data.stream`).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import ray
+from numpy.typing import NDArray
 
 from braintum.data.schema import Card, DataError, Shard
 from braintum.data.shards import read_card
-from braintum.data.table import Slices, SliceTable, assemble, class_index, decode_shard
+from braintum.data.table import (
+    Facts,
+    Slices,
+    SliceTable,
+    assemble,
+    assemble_streamed,
+    class_index,
+    decode_shard,
+    table_bytes,
+)
 from braintum.parts import Data
 
 if TYPE_CHECKING:
     from ray import ObjectRef
+
+STORE_SHARE = 0.6
+"""Share of a node's object store that a table may take whole. While it is put together its parts are there too."""
 
 
 def share_table(url: str, data: Data) -> ObjectRef[SliceTable]:
@@ -23,8 +41,12 @@ def share_table(url: str, data: Data) -> ObjectRef[SliceTable]:
     """
     card = read_card(url)
     index = class_index(card, data, url)
-    parts = [_decode.remote(url, card, shard, data, index) for shard in card.shards]
-    table = _assemble.remote(card, data, url, *parts)
+    about = (url, card, data, index)
+    if table_bytes(card, data) <= STORE_SHARE * _smallest_store():
+        table = _assemble.remote(card, data, url, *(_decode.remote(shard, *about) for shard in card.shards))
+    else:
+        facts, images, masks = zip(*(_decode_apart.remote(shard, *about) for shard in card.shards), strict=True)
+        table = _assemble_streamed.remote(card, data, url, _Fetch(images), _Fetch(masks), *facts)
     try:
         ray.get(table)
     except ray.exceptions.RayTaskError as error:
@@ -34,11 +56,42 @@ def share_table(url: str, data: Data) -> ObjectRef[SliceTable]:
     return table
 
 
+def _smallest_store() -> float:
+    """Bytes of the smallest node's object store."""
+    stores = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]]
+    return float(min(stores, default=0.0))
+
+
+@dataclass(frozen=True)
+class _Fetch:
+    """Gets the rows of a part out of the object store, without copying; Ray reads them from disk where it must."""
+
+    parts: tuple[ObjectRef[NDArray[Any]], ...]
+
+    def __call__(self, part: int) -> NDArray[Any]:
+        return ray.get(self.parts[part])
+
+
 @ray.remote
-def _decode(url: str, card: Card, shard: Shard, data: Data, index: dict[str, int]) -> Slices:
+def _decode(shard: Shard, url: str, card: Card, data: Data, index: dict[str, int]) -> Slices:
     return decode_shard(url, card, shard, data, index)
+
+
+@ray.remote(num_returns=3)
+def _decode_apart(
+    shard: Shard, url: str, card: Card, data: Data, index: dict[str, int]
+) -> tuple[Facts, NDArray[Any], NDArray[Any]]:
+    slices = decode_shard(url, card, shard, data, index)
+    return slices.facts, slices.image_RCHW, slices.mask_RHW
 
 
 @ray.remote
 def _assemble(card: Card, data: Data, url: str, *parts: Slices) -> SliceTable:
     return assemble(card, data, url, parts)
+
+
+@ray.remote
+def _assemble_streamed(
+    card: Card, data: Data, url: str, fetch_image: _Fetch, fetch_mask: _Fetch, *parts: Facts
+) -> SliceTable:
+    return assemble_streamed(card, data, url, parts, fetch_image, fetch_mask)

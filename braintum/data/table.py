@@ -16,27 +16,25 @@ from numpy.typing import NDArray
 from braintum.data.images import Box, box_around, pack_mask, unpack_mask
 from braintum.data.schema import MASKS, TUMOUR, Card, DataError, Shard, refuse_names
 from braintum.data.shards import read_card, read_shard
+from braintum.data.stream import Fetch, Streamed
 from braintum.data.view import View, view
 from braintum.parts import Data
 
 
 @dataclass(frozen=True, eq=False)
-class Slices:
-    """Rows of a dataset as `data.region` shows them, decoded and resized. The order is the dataset's.
+class Facts:
+    """All but the pixels of rows of a dataset, as `data.region` shows them. The order is the dataset's.
 
-    image_RCHW: uint8 as stored, or float16 in [0, 1] (min-max per slice and channel) for 16-bit sources.
-    mask_RHW: uint8 label map, zero where has_mask_R is false. has_tumour_R: whether the slice, cut or not, has a
-    pixel of tumour at image_size. shown_R: false where `data.region` leaves no pixel of it: such rows are there so that
-    folds are the same whatever the region, and are neither trained on nor scored (`braintum.data.folds`).
-    label_R: int64 index into the classes, -1 for none. low_RC, high_RC: float32, least and greatest value of
-    image_RCHW, before pixels outside of a region were hidden. spacing_R2: float32, y and x in mm of the original
-    pixels, NaN where unknown. native_tumour: uint8, the tumours at the source's own size, packed (`pack_mask`), one
-    after another; native_bytes_R: int64, how many bytes are each row's, 0 without a mask. group_R: the shards', or what
-    the card's `merged_groups` make of them. picture_R: SHA-256 of the source's pixels; perceptual_hash_R: see `images`.
+    has_tumour_R: whether the slice, cut or not, has a pixel of tumour at image_size. shown_R: false where
+    `data.region` leaves no pixel of it: such rows are there so that folds are the same whatever the region, and are
+    neither trained on nor scored (`braintum.data.folds`). label_R: int64 index into the classes, -1 for none.
+    low_RC, high_RC: float32, least and greatest value of the image, before pixels outside of a region were hidden.
+    spacing_R2: float32, y and x in mm of the original pixels, NaN where unknown. native_tumour: uint8, the tumours at
+    the source's own size, packed (`pack_mask`), one after another; native_bytes_R: int64, how many bytes are each
+    row's, 0 without a mask. group_R: the shards', or what the card's `merged_groups` make of them. picture_R: SHA-256
+    of the source's pixels; perceptual_hash_R: see `images`.
     """
 
-    image_RCHW: NDArray[np.uint8] | NDArray[np.float16]
-    mask_RHW: NDArray[np.uint8]
     has_mask_R: NDArray[np.bool_]
     has_tumour_R: NDArray[np.bool_]
     shown_R: NDArray[np.bool_]
@@ -58,11 +56,32 @@ class Slices:
 
 
 @dataclass(frozen=True, eq=False)
-class SliceTable(Slices):
+class Slices(Facts):
+    """Rows of a dataset, decoded and resized.
+
+    image_RCHW: uint8 as stored, or float16 in [0, 1] (min-max per slice and channel) for 16-bit sources.
+    mask_RHW: uint8 label map, zero where has_mask_R is false.
+    """
+
+    image_RCHW: NDArray[np.uint8] | NDArray[np.float16]
+    mask_RHW: NDArray[np.uint8]
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(**{field.name: getattr(self, field.name) for field in fields(Facts)})
+
+
+@dataclass(frozen=True, eq=False)
+class SliceTable(Facts):
     """A whole dataset seen through `data` of an Experiment.
 
-    height, width: pixels of the original slices. digest: the dataset's, from its card.
+    image_RCHW, mask_RHW: as of `Slices`, or fetched when asked for. part_ends: for each part (a shard's rows), the row
+    behind its last. height, width: pixels of the original slices. digest: the dataset's, from its card.
     """
+
+    image_RCHW: NDArray[np.uint8] | NDArray[np.float16] | Streamed
+    mask_RHW: NDArray[np.uint8] | Streamed
+    part_ends: NDArray[np.int64]
 
     classes: tuple[str, ...]
     masks: tuple[str, ...]
@@ -155,7 +174,7 @@ def decode_shard(
     views = {row: found for row in range(len(rows)) if (found := seen(row)) is not None}
     kept = list(views)
     side = data.image_size
-    image_RCHW = np.empty((len(kept), card.channels, side, side), np.uint8 if card.dtype == "uint8" else np.float16)
+    image_RCHW = np.empty((len(kept), card.channels, side, side), stored_dtype(card))
     mask_RHW = np.empty((len(kept), side, side), np.uint8)
     for i, found in enumerate(views.values()):
         image_RCHW[i], mask_RHW[i] = found.image_CHW, found.mask_HW
@@ -195,13 +214,32 @@ def assemble(card: Card, data: Data, url: str, parts: Iterable[Slices]) -> Slice
 
     Raises DataError when no rows are left, or none that show the region, of a class or at all.
     """
-    parts = [part for part in parts if len(part)]
+    parts = list(parts)
+    image_RCHW = np.concatenate([part.image_RCHW for part in parts])
+    mask_RHW = np.concatenate([part.mask_RHW for part in parts])
+    return _table(card, data, url, parts, image_RCHW=image_RCHW, mask_RHW=mask_RHW)
+
+
+def assemble_streamed(
+    card: Card, data: Data, url: str, parts: Sequence[Facts], fetch_image: Fetch, fetch_mask: Fetch
+) -> SliceTable:
+    """A table of the shards' rows whose pixels stay where they are. Raises DataError as `assemble` does."""
+    ends, side = _ends(parts), data.image_size
+    count, dtype = int(ends[-1]), stored_dtype(card)
+    return _table(
+        card, data, url, parts,
+        image_RCHW=Streamed(fetch_image, ends, (count, card.channels, side, side), dtype),
+        mask_RHW=Streamed(fetch_mask, ends, (count, side, side), np.dtype(np.uint8)),
+    )  # fmt: skip
+
+
+def _table(card: Card, data: Data, url: str, parts: Sequence[Facts], **pixels: Any) -> SliceTable:
     regional = data.region in MASKS
     if not any(part.shown_R.any() for part in parts):
         shows = f" that shows {data.region} at {data.image_size} pixels" if regional else ""
         raise DataError(f"{url}: no slice{shows} has one of the labels in data.classes, or a mask")
     joined: dict[str, Any] = {}
-    for field in fields(Slices):
+    for field in fields(Facts):
         columns = [getattr(part, field.name) for part in parts]
         is_array = isinstance(columns[0], np.ndarray)
         joined[field.name] = np.concatenate(columns) if is_array else [value for c in columns for value in c]
@@ -214,12 +252,29 @@ def assemble(card: Card, data: Data, url: str, parts: Iterable[Slices]) -> Slice
         )
     return SliceTable(
         **joined,
+        **pixels,
+        part_ends=_ends(parts),
         classes=classes,
         masks=tuple(card.masks),
         height=card.height,
         width=card.width,
         digest=card.digest,
     )
+
+
+def _ends(parts: Sequence[Facts]) -> NDArray[np.int64]:
+    return np.cumsum([len(part) for part in parts], dtype=np.int64)
+
+
+def table_bytes(card: Card, data: Data) -> int:
+    """What the pixels of a table take in memory, at most."""
+    pixels = sum(shard.rows for shard in card.shards) * data.image_size**2
+    return pixels * (card.channels * stored_dtype(card).itemsize + 1)
+
+
+def stored_dtype(card: Card) -> np.dtype[Any]:
+    """The type of a table's images."""
+    return np.dtype(np.uint8 if card.dtype == "uint8" else np.float16)
 
 
 def read_masks(url: str, slice_ids: Sequence[str]) -> dict[str, NDArray[np.uint8] | None]:

@@ -79,6 +79,7 @@ class Fit:
             batch_size=training.batch_size,
             seed=training.seed,
             augment=experiment.augment,
+            window=experiment.data.window,
             rank=rank,
             world_size=world_size,
             device=self.device,

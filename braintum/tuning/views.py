@@ -17,17 +17,20 @@ from braintum.training.fit import refuse_without_targets, usable_rows
 from braintum.tuning.parameter import holds
 from braintum.tuning.space import SearchSpace
 
+_WITHIN = {"validation", "window"}
+"""Settings of the data that change nothing of what the table holds."""
+
 
 def view(data: Data) -> str:
     """The name of a view of the dataset: the settings that decide what the table holds."""
-    return json.dumps(data.model_dump(mode="json", exclude={"validation"}), sort_keys=True)
+    return json.dumps(data.model_dump(mode="json", exclude=_WITHIN), sort_keys=True)
 
 
 def views_of(space: SearchSpace) -> dict[str, Data]:
     """Every view of the dataset that the space can ask for. Raises ConfigError for a range of views."""
     searched: dict[str, list[Any]] = {}
     for path, parameter in space.parameters.items():
-        if path.startswith("data.") and path != "data.validation":
+        if path.startswith("data.") and path.removeprefix("data.") not in _WITHIN:
             if parameter.choice is None:
                 raise ConfigError(f"parameters.{path}: a search over the data needs a choice, not a range")
             searched[path] = [*parameter.choice, *([_ABSENT] if parameter.when else [])]

@@ -48,8 +48,8 @@ def slices(spacing: float = float("nan")) -> SliceTable:
     native = [pack_mask(mask_HW.repeat(2, axis=0).repeat(2, axis=1) > 0) for mask_HW in mask_RHW]
     native[2] = b""
     return SliceTable(
-        image_RCHW=image_RCHW, mask_RHW=mask_RHW, has_mask_R=has_mask_R, has_tumour_R=mask_RHW.any(axis=(1, 2)),
-        shown_R=np.ones(4, bool),
+        image_RCHW=image_RCHW, mask_RHW=mask_RHW, part_ends=np.array([4]), has_mask_R=has_mask_R,
+        has_tumour_R=mask_RHW.any(axis=(1, 2)), shown_R=np.ones(4, bool),
         label_R=np.array([0, 0, -1, 1]), low_RC=np.zeros((4, 1), np.float32), high_RC=np.full((4, 1), 200, np.float32),
         spacing_R2=np.full((4, 2), spacing, np.float32), slice_id_R=list("abcd"), case_id_R=[None] * 4,
         native_tumour=np.frombuffer(b"".join(native), np.uint8), native_bytes_R=np.array([len(x) for x in native]),

@@ -1,0 +1,104 @@
+"""A dataset three times as large as Ray's object store is trained on, as if it were in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from example_rows import make_row
+
+from braintum.config import Experiment
+from braintum.data.shards import write_dataset
+from braintum.data.table import load_table
+from braintum.training.run import RunSpec, run
+
+pytestmark = pytest.mark.ray
+
+STORE = 80 * 2**20
+SETTINGS = {
+    "model.name": "joint_unet",
+    "model.width": 2,
+    "model.depth": 2,
+    "model.norm": "instance",
+    "data.image_size": 64,
+    "data.window": 300,
+    "training.epochs": 2,
+    "training.batch_size": 32,
+    "training.device": "cpu",
+    "training.precision": "float32",
+}
+TRAIN = """
+import json, sys, threading, time
+import psutil, ray
+from braintum.config import Experiment
+from braintum.connect import start_local
+from braintum.training.progress import Progress
+from braintum.training.worker import train
+
+url, out, store, settings = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
+held, done = [], threading.Event()
+
+def watch():
+    while not done.wait(0.2):
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    held.append(process.memory_full_info().pss)
+            except psutil.Error:
+                pass
+
+start_local(num_cpus=2, object_store_memory=store)
+watcher = threading.Thread(target=watch)
+watcher.start()
+train(Experiment.load(None, settings), url, out, progress=Progress("test", quiet=True))
+done.set()
+watcher.join()
+print(json.dumps(held))
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Slices of sixteen channels, so that there is much to read and little to compute."""
+    url = str(tmp_path_factory.mktemp("large") / "set")
+    rng = np.random.default_rng(0)
+    mask_HW = np.zeros((64, 64), np.uint8)
+    mask_HW[10:30, 10:30] = 1
+    count = 3 * STORE // (17 * 64 * 64) + 1
+
+    def row(i: int):
+        image_CHW = rng.integers(0, 256, (16, 64, 64), np.uint8)
+        image_CHW[:, 10:30, 10:30] //= 2
+        return make_row(f"s{i:05d}", "ab"[i % 2], group=f"g{i // 8}", image_CHW=image_CHW, mask_HW=mask_HW)
+
+    about = {"name": "large", "provenance": "a test", "licence": None}
+    write_dataset(map(row, range(count)), url, **about, shard_bytes=4 * 2**20)
+    return url
+
+
+def test_it_trains_as_if_it_were_in_memory(large: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TRAIN, large, str(tmp_path / "streamed"), str(STORE), json.dumps(SETTINGS)]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert shown.returncode == 0, shown.stderr[-2000:]
+    held = json.loads(shown.stdout.splitlines()[-1])
+
+    experiment = Experiment.load(None, SETTINGS)
+    table = load_table(large, experiment.data)
+    size = table.image_RCHW.nbytes + table.mask_RHW.nbytes
+    assert size >= 3 * STORE
+    list(run(RunSpec.of(experiment, large, str(tmp_path / "kept"), None), table))
+    streamed, kept = (
+        hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest()
+        for name in ("streamed", "kept")
+    )
+    assert streamed == kept
+
+    middle = len(held) // 2
+    grown = max(held[middle:]) - max(held[:middle])
+    assert grown < 0.1 * size, "the second half holds no more than the first"
+    assert max(held) - min(held) < 0.5 * size, "of three stores never half was held"
