@@ -51,6 +51,8 @@ def _ask(url: str, operation: Callable[[fsspec.AbstractFileSystem, str], T]) -> 
     while True:
         try:
             answer = operation(filesystem, path)
+        except ValueError as error:  # a setting that s3fs cannot use, as an endpoint without http://
+            raise StorageError(f"{url}: {error}") from None
         except Exception as error:
             if isinstance(error, OSError) and error.filename is None:
                 error.filename = url
