@@ -47,35 +47,26 @@ def epochs_of(out: str) -> list[tuple[Any, ...]]:
     return [tuple(row.values()) for row in table.to_pylist()]
 
 
-@pytest.fixture
-def data(s3: str) -> str:
-    """`tiny_phantom` there."""
-    url = f"{s3}/study/set"
-    if not storage.exists(f"{url}/card.json"):
-        ingest_phantom(url, cases=24, slices_per_case=2, size=32)
-    return url
-
-
-def test_an_interrupted_search_goes_on_there(s3: str, data: str, tiny_phantom: str, tmp_path: Path) -> None:
-    out, searched = f"{s3}/study/out", space(tmp_path, **{**ONE_BY_ONE, "trials": 3})
-    with pytest.raises(KeyboardInterrupt), interrupted_when(lambda: len(rows_of(out, 1)) >= 2):
+def test_an_interrupted_search_goes_on_there(s3: str, tmp_path: Path) -> None:
+    data, out, searched = f"{s3}/study/set", f"{s3}/study/out", space(tmp_path, **{**ONE_BY_ONE, "trials": 2})
+    ingest_phantom(data, cases=24, slices_per_case=2, size=32)
+    with pytest.raises(KeyboardInterrupt), interrupted_when(lambda: len(rows_of(out, 0)) >= 2):
         search(searched, data, out, progress=quiet())
-    before = outcome(fetched(out, tmp_path / "before"))
-    assert [state for _, _, state, *_ in before] == ["COMPLETE", "RUNNING"]
-    done = rows_of(out, 1)
+    assert [state for _, _, state, *_ in outcome(fetched(out, tmp_path / "before"))] == ["RUNNING"]
+    done = rows_of(out, 0)
     summary = search(searched, data, out, resume=True, progress=quiet())
-    assert rows_of(out, 1)[: len(done)] == done, "no saved epoch is trained again"
+    assert rows_of(out, 0)[: len(done)] == done, "no saved epoch is trained again"
     assert summary == storage.read_json(f"{out}/summary.json")
     assert search(searched, data, out, resume=True, progress=quiet()) == summary
-    local = search(searched, tiny_phantom, str(tmp_path / "local"), progress=quiet())
-    assert outcome(fetched(out, tmp_path / "after")) == outcome(tmp_path / "local")
-    here, there = local["best"]["joint_unet"], summary["best"]["joint_unet"]
-    assert (there["trial"], there["crossval"]) == (here["trial"], here["crossval"])
+    states = [state for _, _, state, *_ in outcome(fetched(out, tmp_path / "after"))]
+    assert states[0] == "COMPLETE"
+    assert states[1:] in (["COMPLETE"], ["PRUNED"])
     assert not [file for file in storage.files_under(f"{out}/trials") if file.endswith("state.pt")]
     assert report(out) == f"{out}/report/report.html"
     assert b"</html>" in storage.read_bytes(f"{out}/report/report.html")
 
 
+@pytest.mark.slow
 def test_the_server_dies_in_the_middle_of_a_search(
     mortal_s3: tuple[S3Server, str], tiny_phantom: str, tmp_path: Path
 ) -> None:
