@@ -33,6 +33,7 @@ from braintum.tuning.study import search
 
 pytestmark = pytest.mark.ray
 
+
 def comparison(folder: Path, architectures: dict[str, Any]) -> SearchSpace:
     """A space with nothing to search."""
     folder.mkdir(parents=True, exist_ok=True)
