@@ -4,9 +4,11 @@
 
 `--data` is a folder with manifest.csv; without it slices of the phantom are repeated. Data time is what
 `braintum train` does about data on a Ray that runs: read the card, decode the shards into the object store (one Ray
-task each), fetch the table, gather the first batch. Every round is a process and a Ray of its own, so that its workers
-have imported nothing; the same once more in the same Ray, `warm`, is what a second command on a cluster waits. The
-server is a real one (seaweedfs) on loopback, so there is no network to wait for: at N MB/s add the dataset's MB / N.
+task each), fetch the table, gather the first batch. Every round is a process and a Ray of its own, whose workers have
+imported nothing; the same once more in the same Ray, `warm`, is what a second command on a cluster waits. How long a
+new Ray takes until it runs a task that does nothing, `workers_up`, is no data time and stands beside it: a command that
+starts its own Ray waits for both. The server is a real one (seaweedfs) on loopback, so there is no network to wait for:
+at N MB/s add the dataset's MB / N.
 """
 
 from __future__ import annotations
@@ -56,14 +58,23 @@ def data_seconds(url: str, size: int) -> dict[str, float]:
     return {**dict(zip(STAGES, np.diff(times).tolist(), strict=True)), "all": times[-1] - times[0]}
 
 
+@ray.remote
+def nothing() -> None:
+    time.sleep(0.2)  # long enough that every core has one
+
+
 def measure(url: str, size: int) -> None:
     """Prints a process's own two measurements, and how long the bytes alone take to read, one shard after another."""
     start_local()
+    begin = time.perf_counter()
+    ray.get([nothing.remote() for _ in range(int(ray.cluster_resources()["CPU"]))])
+    workers_up = time.perf_counter() - begin - 0.2
     cold, warm = data_seconds(url, size), data_seconds(url, size)
     begin = time.perf_counter()
     for shard in read_card(url).shards:
         storage.read_bytes(storage.join(url, shard.file))
-    print(json.dumps({"cold": cold, "warm": warm, "bytes_alone": time.perf_counter() - begin}))
+    bytes_alone = time.perf_counter() - begin
+    print(json.dumps({"cold": cold, "warm": warm, "bytes_alone": bytes_alone, "workers_up": workers_up}))
 
 
 def measured(url: str, size: int) -> dict[str, Any]:
@@ -94,7 +105,10 @@ def summed_up(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         when: {stage: round(statistics.median(each[when][stage] for each in rounds), 3) for stage in (*STAGES, "all")}
         for when in ("cold", "warm")
     }
-    return {**stages, "bytes_alone": round(statistics.median(each["bytes_alone"] for each in rounds), 3)}
+    others = {
+        name: round(statistics.median(each[name] for each in rounds), 3) for name in ("bytes_alone", "workers_up")
+    }
+    return {**stages, **others}
 
 
 def main() -> None:
