@@ -20,6 +20,7 @@ import typer
 
 from braintum.cli_ingest import ingest, ingest_phantom
 from braintum.config import Experiment, json_schema, parse_overrides
+from braintum.contact import first_contact
 from braintum.models.registry import architectures, model_config_class
 from braintum.options import (
     Config,
@@ -351,7 +352,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         # Not standalone: Typer would print its own several lines, and end the process.
-        code = app(args=words or ["--help"], prog_name="braintum", standalone_mode=False)
+        with first_contact():
+            code = app(args=words or ["--help"], prog_name="braintum", standalone_mode=False)
         if code == 130:  # what Typer makes of a KeyboardInterrupt
             saved = "; what was saved stays, and the same command {}goes on from it"
             again = saved.format("with --resume ") if words[0] in RESUMABLE else saved.format("")

@@ -1,7 +1,9 @@
 """Files at any fsspec URL (a local path, `s3://…`): whole files, written so that a reader never sees half of one.
 
 An object store that does not answer, or answers that it cannot just now, is asked again after 0.5, 1, 2, 4 and then
-every 8 seconds; PATIENCE_SECONDS after the first failure its error is raised. What it refuses is raised at once.
+every 8 seconds; PATIENCE_SECONDS after the first failure its error is raised. What it refuses is raised at once. A
+command that such a store (a host, a bucket) has not answered yet gets a StorageError after FIRST_SECONDS: the address
+may be wrong (`braintum.contact`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from braintum.contact import is_stranger, meet
+
 PATIENCE_SECONDS = 120.0
+FIRST_SECONDS = 5.0
 BUSY = (errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO))
 """What s3fs makes of the answers 409, 500, 502, 503, 504."""
 
@@ -31,32 +36,50 @@ class StorageError(ValueError):
     """A URL of a kind that cannot be opened here, or a file that is not what it should be."""
 
 
-def _ask(url: str, operation: Callable[[fsspec.AbstractFileSystem, str], T], patient: bool = True) -> T:
-    """What `operation` gives for the file system and path of a URL; `patient`: see above.
+def _ask(url: str, operation: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
+    """What `operation` gives for the file system and path of a URL.
 
     An OSError names the URL, where it names no file by itself.
     """
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem, path = fsspec.core.url_to_fs(url, **_options(url))
     except (ValueError, ImportError) as error:
         raise StorageError(f"{url}: {error}") from None
-    pause, until = 0.5, None
+    server = "/".join(url.split("/")[:3])
+    stranger = is_stranger(server) and not _is_local(url)
+    pause, until = 0.5, time.monotonic() + FIRST_SECONDS if stranger else None
     while True:
         try:
-            return operation(filesystem, path)
+            answer = operation(filesystem, path)
+        except ValueError as error:  # a setting that s3fs cannot use, as an endpoint without http://
+            raise StorageError(f"{url}: {error}") from None
         except Exception as error:
             if isinstance(error, OSError) and error.filename is None:
                 error.filename = url
-            if not patient or _is_local(url) or not _passes(error):
+            if _is_local(url) or not _passes(error):
+                meet(server)
                 raise
             if until is None:
                 until = time.monotonic() + PATIENCE_SECONDS
                 say = f"{url}: {error}; asking again for {PATIENCE_SECONDS:.0f} s"
                 print(f"braintum: {' '.join(say.split())}", file=sys.stderr, flush=True)
             if time.monotonic() + pause > until:
+                if stranger:
+                    raise StorageError(f"{url}: no answer; is the address right? {error}") from error
                 raise
+        else:
+            meet(server)
+            return answer
         time.sleep(pause)
         pause = min(2 * pause, 8.0)
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Of s3fs: one repeat a request of botocore's own, which says nothing and may take 15 s in all by default."""
+    if not url.startswith(("s3://", "s3a://")):
+        return {}
+    configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+    return {"config_kwargs": {"retries": {"total_max_attempts": 2}, **configured}}
 
 
 def _passes(error: Exception) -> bool:
@@ -105,10 +128,10 @@ def size(url: str) -> int | None:
     return _ask(url, operation)
 
 
-def files_under(url: str, *, patient: bool = True) -> list[str]:
+def files_under(url: str) -> list[str]:
     """Paths below `url` of all files in that folder, sorted; `[""]` where `url` is a file itself.
 
-    Empty folders are nothing. `patient` false: a server that does not answer is an error at once.
+    Empty folders are nothing.
     """
 
     def operation(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
@@ -117,7 +140,7 @@ def files_under(url: str, *, patient: bool = True) -> list[str]:
         # some object stores list a folder that was emptied, as a file without a name in itself
         return sorted(file for file in found if not file.endswith("/") and (file or filesystem.isfile(path)))
 
-    return _ask(url, operation, patient)
+    return _ask(url, operation)
 
 
 def read_bytes(url: str) -> bytes:
@@ -151,6 +174,7 @@ def remove(url: str) -> None:
     """Removes a file or folder, if it is there."""
 
     def operation(filesystem: fsspec.AbstractFileSystem, path: str) -> None:
+        filesystem.invalidate_cache()  # what was listed before may have grown
         if filesystem.exists(path):
             filesystem.rm(path, recursive=True)
 

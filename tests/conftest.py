@@ -49,9 +49,23 @@ def demo_phantom(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[S3Server]:
+def aws_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the files in which AWS's tools look for an endpoint, a region and credentials.
+
+    Ray's workers know the environment of before the server was there; files they read when they need them.
+    """
+    folder = tmp_path_factory.mktemp("aws")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_CONFIG_FILE", str(folder / "config"))
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "credentials"))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def s3_server(aws_files: Path) -> Iterator[S3Server]:
     """One for all tests of a session, which is never killed."""
     server = S3Server()
+    server.write_settings(aws_files)
     yield server
     server.remove()
 
@@ -80,8 +94,8 @@ def reach(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """One local Ray of two CPUs for all tests of a session."""
+def ray_cluster(aws_files: Path) -> Iterator[None]:
+    """One local Ray of two CPUs for all tests of a session. Its workers reach the server of `s3`, and no other."""
     import ray
 
     from braintum.connect import start_local

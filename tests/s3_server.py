@@ -41,6 +41,13 @@ class S3Server:
         self.start()
         self._make_bucket(url)
 
+    def write_settings(self, folder: Path) -> None:
+        """What `environment` says, in AWS's own two files."""
+        url, region = self.environment["AWS_ENDPOINT_URL"], self.environment["AWS_DEFAULT_REGION"]
+        (folder / "config").write_text(f"[default]\nregion = {region}\nendpoint_url = {url}\n")
+        secrets = "".join(f"{name.lower()} = {value}\n" for name, value in SECRETS.items())
+        (folder / "credentials").write_text(f"[default]\n{secrets}")
+
     def start(self) -> None:
         with (self._folder / "log").open("ab") as log:
             environment = {**os.environ, **SECRETS}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +34,20 @@ def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
     while not happened():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def interrupted_when(happened: Callable[[], bool]) -> Iterator[None]:
+    """Interrupts the body (^C) as soon as that is so."""
+
+    def watch() -> None:
+        wait_for(happened)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        yield
+    watching.result()
 
 
 def workers_of(kind: str) -> list[psutil.Process]:

@@ -1,5 +1,7 @@
 """Resizing and cutting of images and masks, and the perceptual hash. Numpy and Pillow only.
 
+SciPy is imported where it is called: what decodes a dataset, before the first step of a training, needs none.
+
 Shapes: C channels, H W height and width, S the side of a square.
 """
 
@@ -12,8 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
-from scipy.fft import dctn
 
 Box = tuple[slice, slice]
 """Rows and columns of an image that are cut out."""
@@ -73,6 +73,8 @@ def box_around(mask_HW: NDArray[np.bool_], margin: float) -> Box:
 
 def largest_piece(mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The largest connected part (corners connect), the first of equal ones; an empty mask as it is."""
+    from scipy import ndimage
+
     piece_HW, count = ndimage.label(mask_HW, structure=np.ones((3, 3)))
     if not count:
         return mask_HW
@@ -97,6 +99,8 @@ def perceptual_hash(image_CHW: NDArray[Any]) -> int:
     pHash: the channels' mean at 32×32, its cosine transform, the signs of the 8×8 lowest frequencies around their
     median. First bit most significant, row by row. Insensitive to brightness, contrast and resolution.
     """
+    from scipy.fft import dctn
+
     plane_HW = image_CHW[0].astype(np.float32) if len(image_CHW) == 1 else image_CHW.mean(axis=0, dtype=np.float32)
     small_SS = resize_plane(plane_HW, 32, 32)
     low_SS = dctn(small_SS, norm="ortho")[:8, :8]

@@ -48,7 +48,7 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def refuse_existing(url: str) -> None:
     """Raises DataError if there is a file at `url` or under it (empty folders are nothing)."""
     filesystem(url)  # refuses an unknown protocol
-    if files_under(url, patient=False):
+    if files_under(url):
         raise DataError(f"{url}: exists; choose another --out")
 
 

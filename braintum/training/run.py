@@ -17,7 +17,6 @@ from typing import Any, Self
 
 import pyarrow as pa
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from braintum import __version__, storage
 from braintum.config import Experiment
@@ -28,6 +27,7 @@ from braintum.evaluation.predict import prediction_table
 from braintum.evaluation.summary import summarise
 from braintum.settings import ConfigError
 from braintum.training.checkpoint import MODEL, STATE, load_state, save_model, save_state
+from braintum.training.events import Events
 from braintum.training.fit import Fit, build_model, gathered, refuse_without_targets, usable_rows
 from braintum.training.pretrained import initialise
 from braintum.training.progress import Progress
@@ -153,11 +153,9 @@ def train_epochs(spec: RunSpec, fit: Fit) -> Iterator[dict[str, float]]:
     if fit.rank != 0:
         yield from fit
     elif not fit.finished:
-        with SummaryWriter(storage.join(spec.out, "tensorboard"), purge_step=fit.epoch + 1) as writer:
+        with Events(storage.join(spec.out, "tensorboard"), first_epoch=fit.epoch + 1) as events:
             for metrics in fit:
-                for name, value in metrics.items():
-                    writer.add_scalar(name, value, global_step=fit.epoch)
-                writer.flush()  # before the state that says this epoch is done
+                events.write(fit.epoch, metrics)  # before the state that says this epoch is done
                 write_initialised(spec.out, fit)
                 save_state(state_url, {**fit.state_dict(), "threads": torch.get_num_threads()})
                 yield metrics

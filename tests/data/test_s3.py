@@ -5,13 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
+from command_line import refused
 from example_rows import make_row
 from example_source import ABOUT as EXAMPLE
 from example_source import SIDE, TWO, Arrays, write_array, write_arrays
-from s3_server import S3Server
+from ports import free_ports
+from s3_server import SECRETS, S3Server
 
 from braintum import storage
 from braintum.cli import main
+from braintum.contact import first_contact
 from braintum.data.ingest import engine
 from braintum.data.ingest.engine import ingest
 from braintum.data.schema import DataError
@@ -91,7 +95,6 @@ def test_the_server_dies_in_the_middle_of_an_ingest(
 ) -> None:
     """It comes back a moment later, and the ingest goes on by itself and loses nothing."""
     monkeypatch.setattr(engine, "SHARD_BYTES", TWO)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore has a patience of its own, of seconds
     server, s3 = mortal_s3
     source, names = Arrays(tmp_path / "arrays"), write_arrays(tmp_path / "arrays", 12)
     back = threading.Timer(3, server.start)
@@ -112,21 +115,39 @@ def test_the_server_dies_in_the_middle_of_an_ingest(
 def test_patience_with_a_server_ends(
     mortal_s3: tuple[S3Server, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore has a patience of its own, of seconds
     server, s3 = mortal_s3
-    write_dataset([make_row("x")], f"{s3}/set", **ABOUT)
-    server.kill()
     monkeypatch.setattr(storage, "PATIENCE_SECONDS", 1.0)
-    out = f"{s3}/out"
-    assert main(["train", "--data", f"{s3}/set", "--out", out]) == 2
-    lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 2
-    assert "asking again for 1 s" in lines[0]
-    assert "Could not connect to the endpoint URL" in lines[1]
-    # a new ingest is not kept waiting: the address may be wrong
-    assert main(["ingest", "phantom", "--cases", "4", "--size", "32", "--out", out]) == 2
+    with first_contact():
+        write_dataset([make_row("x")], f"{s3}/set", **ABOUT)
+        server.kill()
+        with pytest.raises(EndpointConnectionError):
+            read_card(f"{s3}/set")
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("braintum: Could not connect to the endpoint URL")
+    assert line.startswith(f"braintum: {s3}/set/card.json: Could not connect")
+    assert line.endswith("asking again for 1 s")
+
+
+def test_an_address_at_which_nobody_answers_is_said_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Only a server that has answered a command is waited for."""
+    import s3fs
+
+    (port,) = free_ports(1)
+    for name, value in {**SECRETS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    monkeypatch.setattr(storage, "FIRST_SECONDS", 0.6)
+    url, out = "s3://braintum/set", str(tmp_path / "out")
+    for command in (
+        ["train", "--data", url, "--out", out],
+        ["train", "--data", url, "--out", out, "--config", "s3://braintum/best.yaml"],
+        ["search", "quick", "--data", url, "--out", out],
+        ["ingest", "phantom", "--cases", "4", "--size", "32", "--out", url],
+        ["report", url],
+    ):
+        refused(capfd, command, "no answer; is the address right?", f"127.0.0.1:{port}")
+    assert not (tmp_path / "out").exists()
 
 
 def test_ingest_with_a_wrong_secret(

@@ -9,20 +9,18 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import optuna
 import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
 from ray.util.state import list_placement_groups
-from tiny import TINY, dying, quiet, wait_for, workers_of
+from small_study import SMALL, command, outcome, space, studies_of
+from tiny import TINY, dying, interrupted_when, quiet, wait_for, workers_of
 
 from braintum import storage
 from braintum.config import Experiment
@@ -35,24 +33,6 @@ from braintum.tuning.study import search
 
 pytestmark = pytest.mark.ray
 
-SMALL: dict[str, Any] = {
-    "name": "tiny",
-    "architectures": ["unet", "joint_unet"],
-    "base": "fast",
-    "overrides": {**TINY, "training.epochs": 3},
-    "folds": 2,
-    "trials": 6,
-    "scheduler": {"name": "asha", "grace_epochs": 1, "reduction": 2},
-    "parameters": {"optim.lr": {"log_uniform": [1e-5, 1e-2]}},
-}
-
-
-def space(folder: Path, **changes: Any) -> SearchSpace:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "space.yaml"
-    file.write_text(yaml.safe_dump({**SMALL, **changes}))
-    return SearchSpace.load(file)
-
 
 def comparison(folder: Path, architectures: dict[str, Any]) -> SearchSpace:
     """A space with nothing to search."""
@@ -61,11 +41,6 @@ def comparison(folder: Path, architectures: dict[str, Any]) -> SearchSpace:
     file = folder / "space.yaml"
     file.write_text(yaml.safe_dump({**kept, "architectures": architectures}))
     return SearchSpace.load(file)
-
-
-def studies_of(out: Path) -> dict[str, optuna.Study]:
-    url = f"sqlite:///{out}/optuna.db"
-    return {name: optuna.load_study(study_name=name, storage=url) for name in optuna.get_all_study_names(url)}
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -258,50 +233,11 @@ def test_a_winner_whose_workers_die_does_not_end_the_study_and_is_tried_again(
     assert found["best"]["joint_unet"] == lost["best"]["joint_unet"]
 
 
-@contextlib.contextmanager
-def interrupted_when(happened: Callable[[], bool]) -> Iterator[None]:
-    """Interrupts the body (^C) as soon as that is so."""
-
-    def watch() -> None:
-        wait_for(happened)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    with ThreadPoolExecutor(1) as pool:
-        watching = pool.submit(watch)
-        yield
-    watching.result()
-
-
-def command(folder: Path, data: str, out: Path) -> list[str]:
-    file = folder / "space.yaml"
-    return [
-        sys.executable,
-        "-m",
-        "braintum.cli",
-        "search",
-        str(file),
-        "--data",
-        data,
-        "--out",
-        str(out),
-        "--json",
-    ]
-
-
 def rows_of(trial: Path) -> list[dict[str, Any]]:
     """A trial's epochs so far, with the times at which they were trained."""
     file = trial / "history.json"
     rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
     return rows
-
-
-def outcome(out: Path) -> list[tuple[Any, ...]]:
-    """What a study found, trial by trial."""
-    return [
-        (name, trial.number, trial.state.name, trial.params, trial.intermediate_values)
-        for name, study in sorted(studies_of(out).items())
-        for trial in study.trials
-    ]
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -349,31 +285,6 @@ def test_study_whose_driver_and_worker_are_killed_is_as_the_undisturbed_one(tiny
     assert rows_of(second)[: len(done) - 1] == done[:-1], "no saved epoch is trained again"
     mine, theirs = (summary["best"]["joint_unet"] for summary in (resumed, undisturbed))
     assert (mine["trial"], mine["score"], mine["crossval"]) == (theirs["trial"], theirs["score"], theirs["crossval"])
-
-
-@pytest.mark.slow
-@pytest.mark.s3
-def test_a_study_lives_on_s3(s3: str, tiny_phantom: str, tmp_path: Path) -> None:
-    """Data, trials, Optuna's file and report at URLs; what a resume finds there is all that it needs."""
-    import s3fs
-
-    data, out = f"{s3}/study/data", f"{s3}/study/out"
-    fs = s3fs.S3FileSystem(skip_instance_cache=True)
-    fs.put(tiny_phantom, data, recursive=True)
-    space(tmp_path, architectures=["unet"], trials=2)
-    environment = {**os.environ, "RAY_ADDRESS": "local"}
-    arguments = ["search", str(tmp_path / "space.yaml"), "--data", data, "--out", out, "--json"]
-    for resume in ([], ["--resume"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "braintum.cli", *arguments, *resume],
-            env=environment, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout) == storage.read_json(f"{out}/summary.json")
-    (tmp_path / "optuna.db").write_bytes(storage.read_bytes(f"{out}/optuna.db"))
-    assert [trial.state.is_finished() for trial in studies_of(tmp_path)["unet"].trials] == [True, True]
-    assert report(out) == f"{out}/report/report.html"
-    assert b"</html>" in storage.read_bytes(f"{out}/report/report.html")
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def ingest(source: Source[Any], items: Sequence[Any], out: str, about: About, *,
 def refuse_other(out: str) -> None:
     """Raises DataError if there is anything at `out` but a dataset that `ingest` has not finished."""
     filesystem(out)  # refuses an unknown protocol
-    files = storage.files_under(out, patient=False)
+    files = storage.files_under(out)
     if CARD in files and BEGUN in files:  # killed behind the card
         storage.remove(storage.join(out, NOTES))
     if files and (CARD in files or BEGUN not in files):
