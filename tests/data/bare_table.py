@@ -28,6 +28,7 @@ def bare_table(lines: Sequence[Line], size: int = 1) -> SliceTable:
     return SliceTable(
         image_RCHW=image_RCHW,
         mask_RHW=mask_RHW,
+        part_ends=np.unique([count // 3, count // 2, count]),
         has_mask_R=np.array([line.has_mask for line in lines]),
         has_tumour_R=np.array([line.has_tumour for line in lines]),
         shown_R=np.ones(count, bool),

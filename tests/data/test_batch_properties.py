@@ -27,14 +27,15 @@ class Data(NamedTuple):
     seed: int
     augment: Augment | None
     epoch: int
+    window: int
 
     def batches(self, rank: int = 0, world_size: int = 1) -> list[Batch]:
         return list(self.new(rank, world_size).epoch(self.epoch))
 
     def new(self, rank: int = 0, world_size: int = 1) -> Batches:
         return Batches(
-            self.table, self.rows, batch_size=self.batch_size, seed=self.seed, augment=self.augment, rank=rank,
-            world_size=world_size,
+            self.table, self.rows, batch_size=self.batch_size, seed=self.seed, augment=self.augment,
+            window=self.window, rank=rank, world_size=world_size,
         )  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def trainings(draw: st.DrawFn) -> Data:
     rows = np.array(sorted(draw(st.sets(st.integers(0, len(masked) - 1), min_size=1))))
     return Data(
         table, rows, draw(st.integers(1, 45)), draw(st.integers(0, 2**32)), draw(st.sampled_from([None, Augment()])),
-        draw(st.integers(0, 1000)),
+        draw(st.integers(0, 1000)), draw(st.integers(1, 45)),
     )  # fmt: skip
 
 
