@@ -38,4 +38,4 @@ test-rest: venv
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not ray and not slow' --durations=5
 
 test-slow: check
-	$(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --durations=20
