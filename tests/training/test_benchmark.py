@@ -54,6 +54,15 @@ def test_the_readme_says_what_was_recorded() -> None:
     for name, row in recorded["architectures"].items():
         assert f"| {' | '.join([name, ', '.join(row['tasks']), *benchmark_cells(row)])} |" in lines
 
+    recorded = json.loads((root / "benchmarks" / "results" / "joint_or_two.json").read_text())["results"]
+    for name in ("joint", "two", "cascade"):
+        row = recorded[name]
+        cells = [
+            f"{row[key]['mean']:.3f} ± {row[key]['sd']:.3f}" for key in ("dice", "accuracy", "macro_f1", "both_right")
+        ]
+        cells += [f"{row['weights']:,}", f"{row['ms_a_slice']:.1f}", f"{row['memory_mb']:.1f}"]
+        assert f"| {name} | {' | '.join(cells)} |" in lines
+
 
 def test_a_size_that_none_takes(capfd: pytest.CaptureFixture[str]) -> None:
     capfd.readouterr()
