@@ -256,7 +256,7 @@ def started(name: str, data: str, out: Path, settings: dict[str, Any]) -> subpro
     return subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": "local"}, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("name", ["train", "crossval"])
+@pytest.mark.parametrize("name", ["train", pytest.param("crossval", marks=pytest.mark.slow)])
 def test_what_is_terminated_ends_like_what_is_interrupted(tiny_phantom: str, tmp_path: Path, name: str) -> None:
     """SIGTERM: how Slurm, Docker and Kubernetes stop a command."""
     out = tmp_path / "out"
@@ -275,6 +275,7 @@ def test_what_is_terminated_ends_like_what_is_interrupted(tiny_phantom: str, tmp
     assert psutil.wait_procs(below, timeout=20)[1] == []
 
 
+@pytest.mark.slow
 def test_interrupted_run_exits_130_and_resumes(tiny_phantom: str, tmp_path: Path) -> None:
     """The command itself, in a process of its own with a Ray of its own."""
     settings = {**RUN, "training.epochs": 15, "training.early_stopping": "null"}

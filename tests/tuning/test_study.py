@@ -307,6 +307,7 @@ def test_trials_of_two_workers_leave_nothing_behind_when_stopped(tiny_phantom: s
     wait_for(lambda: not workers_of("RayTrainWorker") + workers_of("TrainController"), 60)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_trial_of_two_workers_wins_and_is_cross_validated(tiny_phantom: str, tmp_path: Path) -> None:
     out = tmp_path / "study"
