@@ -1,154 +1,288 @@
-"""How fast batches come out of the table in memory, against torch's own DataLoader over memory and over files.
+"""Ready batches (gathered, augmented, in [0, 1]) a second on two cores, against monai, torch's DataLoader, Ray Data.
 
-    python benchmarks/batches.py [--slices 1500] [--size 256]
+    python benchmarks/batches.py [--slices 1500] [--size 256] [--rounds 5]
 
-The peer in memory holds the same uint8 pixels, with the same least values and scales worked out before, and takes a
-batch at once (`__getitems__`, and nothing to collate): the best of no worker with one or two threads, one and two
-workers. The other peer opens PNG files and decodes them again every epoch, as most training scripts do: that is more
-work. Both are set up as the documentation advises (persistent workers, default prefetching, one torch thread a worker;
-https://docs.pytorch.org/docs/stable/data.html). All give image and mask as float32 in [0, 1], in a new order each
-epoch, batches of 16, no augmentation. The first epoch of each warms up and is not counted; of the others the median
-counts.
+`batch_peers.py` has the peers and their settings: monai's CacheDataset with the equivalent dictionary transforms; a
+DataLoader that decodes PNG files every epoch; Ray Data's `iter_torch_batches`. The last two, which bring none, augment
+in batch, which is faster than a sample at a time: once with torch's documented functions, once with braintum's own
+`augment_batch`, lent to them. All run on the same two cores and keep freed memory (`keep_freed_memory`).
+
+A round is an epoch of every setting, one after another, in an order that turns from round to round. Each loader's best
+setting is the one with the best median; a ratio is the median over the rounds of the quotient in one round. In an epoch
+before, which is not timed, every setting is checked: all slices come once, shapes, types and ranges are right, no image
+is a stored one (nor its mirror image), and images, masks and what lies under the masks have the means that ours have.
+
+Gathering alone: rows in random order out of a table larger than the caches, as a batch takes them, against copying the
+same bytes in order into the same buffers (the faster of numpy's copyto and torch's copy_), on as many threads.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from batch_peers import (
+    BATCH_SIZE,
+    WORKERS,
+    Pair,
+    Setting,
+    by_torch,
+    monai_settings,
+    ours,
+    png_settings,
+    ray_settings,
+    stored_blocks,
+)
 from PIL import Image
 from record import record
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from braintum.data.batches import Batches
+from braintum.connect import start_local
+from braintum.data.augment import augment_batch
+from braintum.data.batches import gather_rows
 from braintum.data.ingest.phantom import phantom_rows
 from braintum.data.shards import write_dataset
 from braintum.data.table import SliceTable, load_table
 from braintum.parts import Augment, Data
+from braintum.training.device import keep_freed_memory
 
-BATCH_SIZE = 16
-EPOCHS = 3
-
-
-class InMemory(Dataset[tuple[Tensor, Tensor]]):
-    """The peer that does the same work: the same pixels, in memory, taken a batch at once."""
-
-    def __init__(self, table: SliceTable) -> None:
-        self._image_RCHW, self._mask_RHW = torch.from_numpy(table.image_RCHW), torch.from_numpy(table.mask_RHW)
-        self._low_RC11 = torch.from_numpy(table.low_RC)[:, :, None, None]
-        self._scale_RC11 = 1 / (torch.from_numpy(table.high_RC)[:, :, None, None] - self._low_RC11).clamp_min(1)
-
-    def __len__(self) -> int:
-        return len(self._image_RCHW)
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        rows = torch.tensor(indices)
-        image_BCHW = self._image_RCHW[rows].float().sub_(self._low_RC11[rows]).mul_(self._scale_RC11[rows])
-        return image_BCHW, self._mask_RHW[rows].float()[:, None]
+SLICES_A_CASE = 5
+GATHERED_BYTES = 1 << 30
+CHECKED_BATCHES = 4
+LENT = "_lent_ours"
+T = TypeVar("T")
 
 
-class PngPairs(Dataset[tuple[Tensor, Tensor]]):
-    """The peer over files: a pair a slice, decoded when it is asked for."""
-
-    def __init__(self, folder: Path, count: int) -> None:
-        self._folder, self._count = folder, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, mask = (
-            torch.from_numpy(np.array(Image.open(self._folder / f"{kind}{index}.png"))).float()[None]
-            for kind in ("image", "mask")
-        )
-        return (image - image.min()) / (image.max() - image.min()).clamp_min(1), mask
+def digests(image_BCHW: Tensor) -> list[int]:
+    """Of each image, rounded to 8 bits."""
+    return [hash(image_CHW.numpy().tobytes()) for image_CHW in (image_BCHW * 255).round().to(torch.uint8)]
 
 
-def slices_per_second(epoch: Callable[[int], Iterable[object]], num_slices: int) -> float:
-    """Median over epochs, the first left out. Every batch is taken and dropped."""
-    seconds = []
-    for number in range(EPOCHS + 1):
+def plain_batches(table: SliceTable) -> Iterator[Pair]:
+    for start in range(0, len(table), BATCH_SIZE):
+        rows = slice(start, start + BATCH_SIZE)
+        image_BCHW = torch.from_numpy(table.image_RCHW[rows]).float()
+        low_BC11, high_BC11 = image_BCHW.amin((2, 3), keepdim=True), image_BCHW.amax((2, 3), keepdim=True)
+        yield (image_BCHW - low_BC11) / (high_BC11 - low_BC11), torch.from_numpy(table.mask_RHW[rows])[:, None].float()
+
+
+def stored_digests(table: SliceTable) -> set[int]:
+    """Of every slice of the table and its three mirror images."""
+    return {
+        digest
+        for image_BCHW, _ in plain_batches(table)
+        for axes in ((), (2,), (3,), (2, 3))
+        for digest in digests(image_BCHW.flip(axes))
+    }
+
+
+def checked(batches: Iterator[Pair], table: SliceTable, stored: set[int]) -> np.ndarray[Any, Any]:
+    """Means of images, masks, and images under masks over an epoch. AssertionError for one that is not as it should."""
+    size = table.mask_RHW.shape[1]
+    sums, count = np.zeros(3), 0
+    first = list(islice(batches, CHECKED_BATCHES))
+    assert not stored.intersection(*[chain.from_iterable(digests(image_BCHW) for image_BCHW, _ in first)])
+    for image_BCHW, mask_B1HW in chain(first, batches):
+        assert image_BCHW.dtype == mask_B1HW.dtype == torch.float32
+        assert image_BCHW.shape == (len(mask_B1HW), 1, size, size)
+        assert mask_B1HW.view(-1, 1, size, size).shape == image_BCHW.shape
+        assert 0 <= image_BCHW.min() < 0.1
+        assert 0.5 < image_BCHW.max() <= 1
+        assert bool(((mask_B1HW == 0) | (mask_B1HW == 1)).all())
+        under = image_BCHW * mask_B1HW.view_as(image_BCHW)
+        sums += [float(values.sum()) for values in (image_BCHW, mask_B1HW, under)]
+        count += len(image_BCHW)
+    assert count == len(table), f"{count} of {len(table)} slices"
+    return np.array([sums[0] / count / size**2, sums[1] / count / size**2, sums[2] / sums[1]])
+
+
+def check_all(loaders: dict[str, dict[str, Setting]], table: SliceTable, stored: set[int]) -> None:
+    expected: np.ndarray[Any, Any] | None = None
+    for loader, settings in loaders.items():
+        for name, setting in settings.items():
+            torch.set_num_threads(setting.threads)
+            means = checked(setting.epoch(0), table, stored)
+            expected = means if expected is None else expected
+            print(f"{loader}, {name}: means {means.round(4)}", flush=True)
+            np.testing.assert_allclose(means, expected, rtol=0.05, err_msg=f"{loader}, {name}")
+
+
+def slices_per_second(setting: Setting, number: int, num_slices: int) -> tuple[float, float]:
+    """Over a whole epoch, and after its first batch. Every batch is taken and dropped."""
+    torch.set_num_threads(setting.threads)
+    start = time.perf_counter()
+    batches = setting.epoch(number)
+    first = len(next(batches)[0])
+    began = time.perf_counter()
+    for _ in batches:
+        pass
+    end = time.perf_counter()
+    return num_slices / (end - start), (num_slices - first) / (end - began)
+
+
+def gather_speeds(size: int, rounds: int) -> dict[str, Any]:
+    """Gigabytes a second of gathering and of copying, by number of threads."""
+    num_rows = GATHERED_BYTES // (2 * size**2)
+    rng = np.random.default_rng(0)
+    table = {name: rng.integers(0, 256, (num_rows, size**2), np.uint8) for name in ("image", "mask")}
+    tensors = {name: torch.from_numpy(array) for name, array in table.items()}
+    starts = range(0, num_rows - BATCH_SIZE + 1, BATCH_SIZE)
+    order = torch.from_numpy(rng.permutation(num_rows))
+    buffers = {name: torch.empty(BATCH_SIZE, size**2, dtype=torch.uint8) for name in table}
+
+    def gathered() -> None:
+        for start in starts:
+            for name, tensor in tensors.items():
+                gather_rows(tensor, order[start : start + BATCH_SIZE], buffers[name])
+
+    def numpy_copy() -> None:
+        for start in starts:
+            for name, array in table.items():
+                np.copyto(buffers[name].numpy(), array[start : start + BATCH_SIZE])
+
+    def torch_copy() -> None:
+        for start in starts:
+            for name, tensor in tensors.items():
+                buffers[name].copy_(tensor[start : start + BATCH_SIZE])
+
+    num_bytes = len(starts) * BATCH_SIZE * 2 * size**2
+    speeds: dict[str, Any] = {}
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        ways: dict[str, Callable[[], None]] = {"gather": gathered, "numpy": numpy_copy, "torch": torch_copy}
+        taken = rounds_of({name: _seconds(way) for name, way in ways.items()}, rounds)
+        gigabytes = {name: [num_bytes / seconds / 1e9 for seconds in values] for name, values in taken.items()}
+        copy = max(("numpy", "torch"), key=lambda name: statistics.median(gigabytes[name]))
+        speeds[named(threads)] = {
+            "gather_over_memory_copy": quotient(gigabytes["gather"], gigabytes[copy]),
+            "gigabytes_per_second": {name: round(statistics.median(values), 2) for name, values in gigabytes.items()},
+        }
+    return speeds
+
+
+def _seconds(run: Callable[[], None]) -> Callable[[int], float]:
+    def seconds(_: int) -> float:
         start = time.perf_counter()
-        for _ in epoch(number):
-            pass
-        seconds.append(time.perf_counter() - start)
-    return num_slices / statistics.median(seconds[1:])
+        run()
+        return time.perf_counter() - start
+
+    return seconds
 
 
-def table_speed(table: SliceTable, augment: Augment | None, threads: int) -> float:
-    torch.set_num_threads(threads)
-    batches = Batches(table, np.arange(len(table)), batch_size=BATCH_SIZE, seed=0, augment=augment)
-    return slices_per_second(batches.epoch, len(table))
+def rounds_of(runs: dict[str, Callable[[int], T]], rounds: int) -> dict[str, list[T]]:
+    """What each run gives in each round, which it is told (from 0); they take turns. A first round is not kept."""
+    names = list(runs)
+    kept: dict[str, list[T]] = {name: [] for name in names}
+    for turn in range(-1, rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            value = runs[name](turn + 1)
+            if turn >= 0:
+                kept[name].append(value)
+    return kept
 
 
-def as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return batch
+def quotient(one: list[float], other: list[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(one, other, strict=True)), 2)
 
 
-def in_memory_speed(table: SliceTable, workers: int, threads: int) -> float:
-    torch.set_num_threads(threads)
-    loader = DataLoader(
-        InMemory(table),
-        BATCH_SIZE,
-        shuffle=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        collate_fn=as_it_is,
-    )
-    return slices_per_second(lambda _: loader, len(table))
-
-
-def png_speed(folder: Path, count: int) -> float:
-    torch.set_num_threads(1)
-    loader = DataLoader(PngPairs(folder, count), BATCH_SIZE, shuffle=True, num_workers=2, persistent_workers=True)
-    return slices_per_second(lambda _: loader, count)
+def named(threads: int) -> str:
+    return "1_thread" if threads == 1 else f"{threads}_threads"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slices", type=int, default=1500)
-    parser.add_argument("--size", type=int, default=256)
+    for name, default in (("slices", 1500), ("size", 256), ("rounds", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:WORKERS])
+    keep_freed_memory()
+    gathering = gather_speeds(given.size, given.rounds)
     with tempfile.TemporaryDirectory() as folder:
-        few = list(phantom_rows(cases=10, slices_per_case=5, size=given.size, seed=0))
-        rows = [
-            type(row)(**{**vars(row), "slice_id": f"{row.slice_id}-{i}"})
-            for i in range(-(-given.slices // len(few)))
-            for row in few
-        ][: given.slices]
-        write_dataset(rows, f"{folder}/set", name="phantom", provenance="drawn, repeated", licence=None)
+        url = f"{folder}/set"
+        cases = -(-given.slices // SLICES_A_CASE)
+        drawn = phantom_rows(cases=cases, slices_per_case=SLICES_A_CASE, size=given.size, seed=0)
+        rows = list(islice(drawn, given.slices))
+        write_dataset(rows, url, name="phantom", provenance="drawn", licence=None)
         for i, row in enumerate(rows):
             assert row.mask_HW is not None
             Image.fromarray(row.image_CHW[0]).save(f"{folder}/image{i}.png")
             Image.fromarray(row.mask_HW).save(f"{folder}/mask{i}.png")
-        table = load_table(f"{folder}/set", Data(image_size=given.size))
-        plain = {threads: table_speed(table, None, threads) for threads in (1, 2)}
-        augmented = {threads: table_speed(table, Augment(), threads) for threads in (1, 2)}
-        in_memory = {
-            f"{workers}_workers_{threads}_threads": in_memory_speed(table, workers, threads)
-            for workers, threads in ((0, 1), (0, 2), (1, 1), (2, 1))
+        del rows
+        table, augment = load_table(url, Data(image_size=given.size)), Augment()
+        loaders = {
+            "ours": ours(table, augment),
+            "monai": monai_settings(table, augment),
+            "torch_png": png_settings(Path(folder), len(table), augment, by_torch),
+            f"torch_png{LENT}": png_settings(Path(folder), len(table), augment, augment_batch),
         }
-        png = png_speed(Path(folder), len(rows))
-    best = max(plain.values())
-    results = {
-        "ratio_to_dataloader_in_memory": round(best / max(in_memory.values()), 2),
-        "ratio_to_dataloader_png": round(best / png, 1),
-        "table_slices_per_second": {f"{threads}_threads": round(speed) for threads, speed in plain.items()},
-        "augmented_slices_per_second": {f"{threads}_threads": round(speed) for threads, speed in augmented.items()},
-        "dataloader_in_memory_slices_per_second": {setting: round(speed) for setting, speed in in_memory.items()},
-        "dataloader_png_slices_per_second": round(png),
-        "slices": len(rows),
+        stored = stored_digests(table)
+        image_BCHW, _ = next(plain_batches(table))
+        assert stored.issuperset(digests(image_BCHW.flip(3)))  # what the check below must not find
+        check_all(loaders, table, stored)  # forks the workers, before Ray has threads
+        start_local(num_cpus=WORKERS)
+        blocks = stored_blocks(url, table)
+        with_ray = {
+            "ray_data": ray_settings(blocks, augment, by_torch),
+            f"ray_data{LENT}": ray_settings(blocks, augment, augment_batch),
+        }
+        check_all({"ours": loaders["ours"], **with_ray}, table, stored)
+        loaders |= with_ray
+        results = compared(loaders, len(table), given.rounds)
+    results |= {
+        "gather_over_memory_copy": {name: speed.pop("gather_over_memory_copy") for name, speed in gathering.items()},
+        **results,
+        "gathering_gigabytes_per_second": {name: speed["gigabytes_per_second"] for name, speed in gathering.items()},
+        "gathered_bytes": GATHERED_BYTES,
+        "slices": len(table),
         "size": given.size,
         "batch_size": BATCH_SIZE,
+        "rounds": given.rounds,
     }
-    record("batches", results, f"python benchmarks/batches.py --slices {given.slices} --size {given.size}")
+    command = " ".join(["python benchmarks/batches.py", *(f"--{name} {value}" for name, value in vars(given).items())])
+    record("batches", results, command)
+
+
+def compared(loaders: dict[str, dict[str, Setting]], num_slices: int, rounds: int) -> dict[str, Any]:
+    def run(setting: Setting) -> Callable[[int], tuple[float, float]]:
+        return lambda turn: slices_per_second(setting, turn + 1, num_slices)
+
+    runs = {(loader, name): run(setting) for loader, settings in loaders.items() for name, setting in settings.items()}
+    taken = rounds_of(runs, rounds)
+    whole = {key: [speed for speed, _ in speeds] for key, speeds in taken.items()}
+    middle = {key: statistics.median(speeds) for key, speeds in whole.items()}
+    best = {loader: max((key for key in runs if key[0] == loader), key=lambda key: middle[key]) for loader in loaders}
+
+    def over(peers: list[str]) -> dict[str, Any]:
+        fastest = max(peers, key=lambda loader: middle[best[loader]])
+        return {"ratio": quotient(whole[best["ours"]], whole[best[fastest]]), "fastest": fastest}
+
+    peers = [loader for loader in loaders if loader != "ours"]
+    own = [loader for loader in peers if not loader.endswith(LENT)]
+    return {
+        "ours_over_monai": over(["monai"])["ratio"],
+        "ours_over_the_best_of_them": over(own),
+        "ours_over_the_best_of_them_lent_our_augmentation": over(peers),
+        "ours_over_each": {loader: over([loader])["ratio"] for loader in peers},
+        "best_settings": {loader: name for loader, (_, name) in best.items()},
+        "slices_per_second": {
+            loader: {name: round(middle[loader, name]) for name in settings} for loader, settings in loaders.items()
+        },
+        "slices_per_second_after_the_first_batch": {
+            loader: round(statistics.median(after for _, after in taken[best[loader]])) for loader in loaders
+        },
+        "slices_per_second_in_each_round": {loader: [round(speed) for speed in whole[best[loader]]] for loader in best},
+    }
 
 
 if __name__ == "__main__":

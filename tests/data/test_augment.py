@@ -101,6 +101,23 @@ def test_image_and_mask_move_together_and_labels_stay_labels(mask) -> None:
     assert not torch.equal(moved, mask)
 
 
+def test_a_slice_is_changed_alike_whatever_batch_and_threads() -> None:
+    image, mask = torch.rand(5, 1, 256, 256, generator=torch.Generator().manual_seed(0)), torch.zeros(5, 1, 256, 256)
+    mask[:, :, 100:150, 80:170] = 1
+    draws_BP, settings, threads = augment_draws(5, 0, 0), Augment(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        whole = augment_batch(image, mask, draws_BP, settings)
+        for torch_threads, size in ((1, 1), (2, 1), (2, 2), (2, 5)):
+            torch.set_num_threads(torch_threads)
+            parts = [slice(start, start + size) for start in range(0, 5, size)]
+            changed = [augment_batch(image[part], mask[part], draws_BP[part], settings) for part in parts]
+            assert torch.equal(torch.cat([part[0] for part in changed]), whole[0])
+            assert torch.equal(torch.cat([part[1] for part in changed]), whole[1])
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_draws_are_keyed_by_seed_and_epoch() -> None:
     one = augment_draws(1000, 3, 7)
     assert torch.equal(one, augment_draws(1000, 3, 7))

@@ -81,7 +81,7 @@ def test_workers_share_a_global_batch(table, augment, world_size: int, batch_siz
 def test_a_slice_is_augmented_alike_in_any_batch(table) -> None:
     def changed(rows, batch_size: int) -> dict[int, bytes]:
         plain = slices_of(table, Batches(table, rows, batch_size=batch_size, seed=0, augment=None).epoch(5))
-        batches = Batches(table, rows, batch_size=batch_size, seed=0, augment=Augment(contrast=0))
+        batches = Batches(table, rows, batch_size=batch_size, seed=0, augment=Augment())
         images = [image.numpy().tobytes() for batch in batches.epoch(5) for image in batch.image_BCHW]
         return dict(zip(plain, images, strict=True))
 
@@ -94,6 +94,12 @@ def test_batches_for_evaluation_keep_the_order(table) -> None:
     batches = list(ordered_batches(table, rows, 2))
     assert [len(batch.label_B) for batch in batches] == [2, 2, 1]
     assert slices_of(table, batches) == rows.tolist()
+
+
+def test_rows_of_an_odd_number_of_bytes(make_table) -> None:
+    table = make_table([make_row(f"r{i}") for i in range(3)], image_size=17)
+    batch = next(ordered_batches(table, np.array([2, 0]), 2))
+    np.testing.assert_array_equal(batch.mask_BKHW[:, 0], table.mask_RHW[[2, 0]])
 
 
 def test_two_masks_are_two_channels(make_table) -> None:
