@@ -86,6 +86,25 @@ def audit(
     show({**summary, "merged_groups": len(merged)}, as_json, print_audit)
 
 
+@app.command()
+def card(
+    url: Annotated[str, typer.Argument(metavar="DATA", help="Dataset.")],
+    out: Annotated[
+        str | None, typer.Option(callback=given, help="Folder to write; else `card` inside the dataset.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Shows a dataset: counts by class, case, fold and plane, slices to look at, histograms, licence, provenance."""
+    from braintum import storage
+    from braintum.console import print_overview
+    from braintum.data.overview import look
+    from braintum.reporting.card import write_card_page
+
+    with stdout_for(as_json):
+        summary = write_card_page(look(url), url, out or storage.join(url, "card"))
+    show(summary, as_json, print_overview)
+
+
 def _short_names(urls: list[str]) -> list[str]:
     """The last parts of URLs, as far as they tell them apart."""
     names = [url.rstrip("/").rpartition("/")[2] for url in urls]

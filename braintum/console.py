@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from braintum import storage
+from braintum.reporting import contents
 from braintum.reporting.results import standing
 from braintum.reporting.tables import heading, leak_words, mean_sd, shown, text, unit_of
 
@@ -28,6 +30,20 @@ def print_card(card: Mapping[str, Any]) -> None:
         table.add_row("rejected", f"{card['num_rejected']:,}, listed in rejected.csv")
     table.add_row("digest", card["digest"][:16])
     _print(table)
+
+
+def print_overview(summary: Mapping[str, Any]) -> None:
+    """What is in a dataset."""
+    about = Table("", summary["name"], box=None, show_header=True)
+    for name, words in contents.facts(summary).items():
+        about.add_row(name, words)
+    _print(about)
+    for found in contents.tables(summary):
+        table = Table(*found.columns, title=found.title)
+        for i, row in enumerate(found.rows):
+            table.add_row(*(found.words(i, j) for j in range(len(row))))
+        _print(table)
+    print(f"slices to look at, histograms: {storage.join(summary['out'], 'card.html')}")
 
 
 def print_audit(summary: Mapping[str, Any]) -> None:

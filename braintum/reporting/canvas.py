@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib
@@ -35,13 +35,14 @@ STYLE: Any = {  # Any: matplotlib's type is a literal of all its settings
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure, as text of an <svg> element and as a PNG of 150 dpi."""
+    """One figure, as text of an <svg> element and as a PNG of 150 dpi. `legend`: colours that its note ends with."""
 
     name: str
     title: str
     note: str
     svg: str
     png: bytes
+    legend: Mapping[str, str] = field(default_factory=dict)
 
 
 def draw(name: str, title: str, note: str, size: tuple[float, float], paint: Callable[[Canvas], None]) -> Figure:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from braintum import storage
 from braintum.data.schema import Card, DataError
@@ -17,26 +14,11 @@ from braintum.reporting.canvas import Figure
 from braintum.reporting.commands import commands, settings_files
 from braintum.reporting.comparison import comparison_table
 from braintum.reporting.figures import confusion, dice_by_class, fold_scores, training_curves
-from braintum.reporting.overlays import PREDICTED, TRUE, overlays
+from braintum.reporting.overlays import overlays
+from braintum.reporting.page import Section, render
 from braintum.reporting.results import Entry, Results, read_results
 from braintum.reporting.search_figures import parameter_effects, search_history
-from braintum.reporting.tables import Table
 from braintum.reporting.writers import macros, to_csv, to_latex, to_markdown
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page: words, then tables, then figures."""
-
-    id: str
-    title: str
-    words: list[str]
-    tables: list[Table]
-    figures: list[Figure]
-
-    @property
-    def empty(self) -> bool:
-        return not (self.words or self.tables or self.figures)
 
 
 def report(directory: str, out: str | None = None) -> str:
@@ -135,17 +117,15 @@ def _search_words(results: Results) -> list[str]:
 
 
 def _render(results: Results, sections: list[Section], settings: dict[str, str]) -> str:
-    environment = Environment(
-        loader=PackageLoader("braintum.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("report.html.j2").render(
-        results=results,
-        sections=sections,
+    return render(
+        "report.html.j2",
+        kind=results.kind,
+        title=results.name,
         facts=_facts(results),
+        sections=sections,
+        results=results,
         settings=settings,
         commands=commands(results),
-        svg=lambda figure: Markup(figure.svg),  # noqa: S704 - drawn here, by matplotlib, which escapes text
-        outline={"true": TRUE, "predicted": PREDICTED},
     )
 
 

@@ -6,7 +6,7 @@ Shapes: C channels, H W pixels, R rows.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,13 +57,13 @@ def overlays(results: Results) -> tuple[Figure | None, str]:
             image_HW = images[slice_.slice_id][0]
             mask_HW = masks[slice_.slice_id]
             assert mask_HW is not None  # it has a Dice
-            _show(grid[0, j], image_HW)
+            show_slice(grid[0, j], image_HW)
             grid[0, j].set_title(f"{slice_.place}\n{slice_.label or 'no label'}", loc="center", size=8.5)
             for axes, entry in zip(grid[1:, j], entries, strict=True):
                 row = rows[entry.name][slice_.slice_id]
-                _show(axes, image_HW)
-                _outline(axes, mask_HW == 1, TRUE)
-                _outline(axes, np.asarray(Image.open(io.BytesIO(row["mask_png"]))).astype(bool), PREDICTED)
+                show_slice(axes, image_HW)
+                outline(axes, mask_HW == 1, TRUE)
+                outline(axes, np.asarray(Image.open(io.BytesIO(row["mask_png"]))).astype(bool), PREDICTED)
                 axes.set_xlabel(_caption(row), size=7.5, color=MUTED, labelpad=2)
         for axes, name in zip(grid[:, 0], ["image", *(entry.name for entry in entries)], strict=True):
             axes.set_ylabel(name, size=9, color=INK)
@@ -74,7 +74,8 @@ def overlays(results: Results) -> tuple[Figure | None, str]:
         + "; 10 %: a tenth of the slices score less. ✗: a wrong class. Outlines:"
     )
     size = (1.75 * len(chosen) + 0.3, 1.88 * (1 + len(entries)) + 0.3)
-    return draw("overlays", "Pictures", note, size, paint), ""
+    figure = draw("overlays", "Pictures", note, size, paint)
+    return replace(figure, legend={"true": TRUE, "predicted": PREDICTED}), ""
 
 
 def _choose(entries: list[Entry]) -> list[Chosen]:
@@ -109,13 +110,15 @@ def _caption(row: dict[str, Any]) -> str:
     return caption
 
 
-def _show(axes: Axes, image_HW: NDArray[Any]) -> None:
+def show_slice(axes: Axes, image_HW: NDArray[Any]) -> None:
+    """A slice in grey, without its brightest and darkest few pixels."""
     low, high = np.percentile(image_HW, [0.5, 99.7])
     axes.imshow(image_HW, cmap="gray", vmin=low, vmax=max(high, low + 1), interpolation="antialiased")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
 
-def _outline(axes: Axes, mask_HW: NDArray[np.bool_], colour: str) -> None:
+def outline(axes: Axes, mask_HW: NDArray[np.bool_], colour: str) -> None:
+    """The border of a mask, if it has one."""
     if mask_HW.any() and not mask_HW.all():
         axes.contour(mask_HW.astype(float), levels=[0.5], colors=[colour], linewidths=1.1)
