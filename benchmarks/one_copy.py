@@ -76,7 +76,7 @@ def main() -> None:
         "name": "one_copy",
         "architectures": ["joint_unet"],
         "base": "fast",
-        "overrides": {"data.image_size": args.size, "model.width": 2, "model.depth": 2, "training.epochs": 9},
+        "overrides": {"data.image_size": args.size, "model.width": 2, "model.depth": 2, "training.epochs": 1},
         "folds": 2,
         "scheduler": {"name": "none"},
         "trials": args.trials,

@@ -64,10 +64,11 @@ def _counts(slices: Sequence[Seen]) -> dict[str, int | None]:
 
 
 def _counted(names: Iterable[str | None]) -> dict[str, int]:
-    """How often each name occurs, in alphabetical order; UNKNOWN for None, if some are known."""
-    counts = Counter(names)
-    known = {name: counts[name] for name in sorted(name for name in counts if name is not None)}
-    return known | ({UNKNOWN: counts[None]} if known and counts[None] else {})
+    """How often each name occurs, in alphabetical order; UNKNOWN for None comes last."""
+    listed = list(names)
+    known = Counter(name for name in listed if name is not None)
+    unknown = len(listed) - known.total()
+    return dict(sorted(known.items())) | ({UNKNOWN: unknown} if unknown else {})
 
 
 def _limits(values: Sequence[float]) -> list[float] | None:
@@ -125,7 +126,7 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
     for key, title in (("folds", "The source's folds"), ("planes", "Planes")):
         names = list(dict.fromkeys(name for of in classes for name in of[key]))
         names.sort(key=lambda name: (name == UNKNOWN, name))
-        if names:
+        if names != [UNKNOWN]:
             by_class = [[of[key].get(name, 0) for name in names] for of in classes]
             lines = [[named(of["label"]), *counts] for of, counts in zip(classes, by_class, strict=True)]
             lines.append(["all", *(sum(column) for column in zip(*by_class, strict=True))])
