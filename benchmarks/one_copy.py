@@ -1,6 +1,6 @@
 """How often a node holds the pixels of a set on which eight trials of a study train at the same time.
 
-    python benchmarks/one_copy.py --data URL [--trials 8] [--size 256]
+    python benchmarks/one_copy.py --data URL [--trials 8] [--size 128]
 
 A real search with as many slots as trials; the memory of all its processes is read from Linux while it runs.
 `RssShmem` of a trial counts every page of shared memory that it has read, as if it were its own; `Pss_Shmem` shares a
@@ -15,6 +15,7 @@ import _thread
 import argparse
 import contextlib
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -68,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--trials", type=int, default=8)
-    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--size", type=int, default=128)
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     start_local(num_cpus=args.trials)
@@ -93,6 +94,7 @@ def main() -> None:
                 seen.append(moment)
         _thread.interrupt_main()
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored
     threading.Thread(target=watch, daemon=True).start()
     with tempfile.TemporaryDirectory() as name, contextlib.suppress(KeyboardInterrupt):
         (Path(name) / "space.yaml").write_text(yaml.safe_dump(settings))
