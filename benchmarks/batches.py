@@ -5,7 +5,8 @@
 `batch_peers.py` has the peers and their settings: monai's CacheDataset with the equivalent dictionary transforms; a
 DataLoader that decodes PNG files every epoch; Ray Data's `iter_torch_batches`. The last two, which bring none, augment
 in batch, which is faster than a sample at a time: once with torch's documented functions, once with braintum's own
-`augment_batch`, lent to them. All run on the same two cores and keep freed memory (`keep_freed_memory`).
+`augment_batch`, lent to them. All run on the same two cores and keep freed memory (`keep_freed_memory`). Ours and Ray
+Data are also used as two DDP ranks use them, each with half of a batch twice as large, in a thread of its own.
 
 A round is an epoch of every setting, one after another, in an order that turns from round to round. Each loader's best
 setting is the one with the best median; a ratio is the median over the rounds of the quotient in one round. In an epoch
