@@ -188,6 +188,9 @@ def ingest_dicom(
     allow_burned_in: Annotated[
         bool, typer.Option("--allow-burned-in", help="Take series that say that text is drawn into their pixels.")
     ] = False,
+    demographics: Annotated[
+        bool, typer.Option("--demographics", help="Also store age in years (90 for all above) and sex.")
+    ] = False,
     slices: Slices = "20",
     healthy: Healthy = 0,
     plane: Plane = "axial",
@@ -213,8 +216,9 @@ def ingest_dicom(
 
     with stdout_for(as_json):
         card = dicom.ingest_dicom(
-            path, out, series=series, mask=mask, labels=labels, salt=salt, allow_burned_in=allow_burned_in, name=name,
-            licence=licence, strict=strict, mask_values=_mask_values(tumour, oedema, background),
+            path, out, series=series, mask=mask, labels=labels, salt=salt, allow_burned_in=allow_burned_in,
+            demographics=demographics, name=name, licence=licence, strict=strict,
+            mask_values=_mask_values(tumour, oedema, background),
             slicing=Slicing(_slices(slices), healthy, plane, size, intensity, context),
         )  # fmt: skip
     show(card.model_dump(mode="json"), as_json, print_card)

@@ -39,6 +39,8 @@ class Seen(NamedTuple):
     plane: str | None
     tumour: int | None
     spacing_yx_mm: tuple[float, float]
+    age_years: int | None
+    sex: str | None
 
 
 class Picture(NamedTuple):
@@ -100,14 +102,9 @@ def _rows(rows: pa.Table, card: Card) -> Iterator[tuple[Seen, NDArray[Any], NDAr
         tumour = None if tumour_HW is None else int(tumour_HW.sum())
         spacing = [np.nan if fact[f"spacing_{axis}_mm"] is None else fact[f"spacing_{axis}_mm"] for axis in "yx"]
         group = card.merged_groups.get(fact["group"], fact["group"])
-        names = (
-            fact["label"],
-            fact["case_id"],
-            group,
-            fact["source_fold"],
-            fact.get("plane"),
-        )  # older datasets have no planes
-        yield Seen(fact["slice_id"], *names, tumour, (spacing[0], spacing[1])), images[i], tumour_HW
+        plane, age, sex = (fact.get(name) for name in ("plane", "age_years", "sex"))  # the first datasets had none
+        names = (fact["label"], fact["case_id"], group, fact["source_fold"], plane)
+        yield Seen(fact["slice_id"], *names, tumour, (spacing[0], spacing[1]), age, sex), images[i], tumour_HW
 
 
 def _no_pixels() -> NDArray[np.int64]:

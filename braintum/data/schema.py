@@ -54,7 +54,8 @@ class Row:
 
     `image_CHW`: of a type in DTYPES. `mask_HW`: uint8 label map (0 background, 1 tumour, 2 oedema) or None where nobody
     drew one; a healthy slice has an empty mask. `group`: what a split must not cut. `plane`: one of PLANES, None where
-    it is not known. `where`: how an error names this row ("manifest.csv line 7").
+    it is not known. `age_years`, `sex` ("F", "M" or "O"): of the patient, None where not known or not asked for.
+    `where`: how an error names this row ("manifest.csv line 7").
     """
 
     slice_id: str
@@ -67,6 +68,8 @@ class Row:
     plane: str | None = None
     position: float | None = None
     spacing_yx_mm: tuple[float, float] | None = None
+    age_years: int | None = None
+    sex: str | None = None
     where: str = ""
 
 
@@ -125,6 +128,8 @@ def arrow_schema(channels: int, height: int, width: int, dtype: str) -> pa.Schem
             pa.field("mask", pa.binary(height * width)),
             pa.field("spacing_y_mm", pa.float32()),
             pa.field("spacing_x_mm", pa.float32()),
+            pa.field("age_years", pa.int16()),
+            pa.field("sex", pa.string()),
             pa.field("image_sha256", pa.string(), nullable=False),
             pa.field("perceptual_hash", pa.uint64(), nullable=False),
         ]

@@ -113,7 +113,8 @@ def write_shard(out: str, index: int, rows: Sequence[Row]) -> Facts:
             {
                 "slice_id": row.slice_id, "case_id": row.case_id, "group": row.group, "source_fold": row.source_fold,
                 "plane": row.plane, "position": row.position, "label": row.label, "image": image, "mask": mask,
-                "spacing_y_mm": spacing_y_mm, "spacing_x_mm": spacing_x_mm, "image_sha256": digest,
+                "spacing_y_mm": spacing_y_mm, "spacing_x_mm": spacing_x_mm, "age_years": row.age_years,
+                "sex": row.sex, "image_sha256": digest,
                 "perceptual_hash": perceptual_hash(row.image_CHW),
             }
         )  # fmt: skip

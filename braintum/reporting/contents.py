@@ -17,7 +17,7 @@ UNKNOWN = "not known"
 
 def summarise(overview: Overview) -> dict[str, Any]:
     """The numbers, as JSON. A class's `label` is null for slices without one; `tumour_pixels`: least, median, greatest
-    of the slices with tumour."""
+    of the slices with tumour; `age_years` so too, of those whose patient's age is known."""
     card, slices = overview.card, overview.slices
     spacing = {
         axis: _limits([mm for mm in (seen.spacing_yx_mm[i] for seen in slices) if not np.isnan(mm)])
@@ -32,6 +32,8 @@ def summarise(overview: Overview) -> dict[str, Any]:
                 **_counts(of_label),
                 "folds": _counted(seen.fold for seen in of_label),
                 "planes": _counted(seen.plane for seen in of_label),
+                "sexes": _counted(seen.sex for seen in of_label),
+                "age_years": _limits([seen.age_years for seen in of_label if seen.age_years is not None]),
                 "tumour_pixels": _limits([seen.tumour for seen in of_label if seen.tumour]),
             }
             for label in overview.labels
@@ -111,19 +113,22 @@ def _spacing(spacing_mm: dict[str, list[float]] | None) -> str:
 
 
 def tables(summary: Mapping[str, Any]) -> list[Table]:
-    """Classes; then classes by the source's own folds, and by plane, where those are known."""
+    """Classes; then classes by the source's own folds, by plane and by sex, where those are known."""
     classes = summary["classes"]
+    medians = {"tumour_pixels": "median tumour, px"}
+    if any(of["age_years"] for of in classes):
+        medians["age_years"] = "median age"
     rows: list[list[Cell]] = [
         [
             named(of["label"]), of["slices"], of["with_mask"], of["with_tumour"], of["cases"], of["groups"],
-            None if of["tumour_pixels"] is None else f"{of['tumour_pixels'][1]:,.0f}",
+            *(None if of[name] is None else f"{of[name][1]:,.0f}" for name in medians),
         ]
         for of in classes
     ]  # fmt: skip
     total: list[Cell] = ["all", *(summary[name] for name in ("slices", "with_mask", "with_tumour", "cases", "groups"))]
-    columns = ["class", "slices", "with mask", "with tumour", "cases", "groups", "median tumour, px"]
-    found = [Table("classes", "Classes", columns, [*rows, [*total, None]])]
-    for key, title in (("folds", "The source's folds"), ("planes", "Planes")):
+    columns = ["class", "slices", "with mask", "with tumour", "cases", "groups", *medians.values()]
+    found = [Table("classes", "Classes", columns, [*rows, [*total, *(None for _ in medians)]])]
+    for key, title in (("folds", "The source's folds"), ("planes", "Planes"), ("sexes", "Sexes")):
         names = list(dict.fromkeys(name for of in classes for name in of[key]))
         names.sort(key=lambda name: (name == UNKNOWN, name))
         if names != [UNKNOWN]:

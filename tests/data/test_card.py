@@ -34,8 +34,9 @@ def rows() -> list[Row]:
     """Glioma and healthy slices of cases, some unlabelled, without mask, plane or fold."""
     rows = [
         make_row(
-            f"g{i}", "glioma", group=f"c{i // 2}", case_id=f"c{i // 2}", mask_HW=mask(4 + i), source_fold="12"[i // 2 % 2],
-            plane=("axial", "coronal", None)[i % 3], spacing_yx_mm=(0.5, 0.75),
+            f"g{i}", "glioma", group=f"c{i // 2}", case_id=f"c{i // 2}", mask_HW=mask(4 + i),
+            source_fold="12"[i // 2 % 2], plane=("axial", "coronal", None)[i % 3], spacing_yx_mm=(0.5, 0.75),
+            age_years=40 + i, sex="F",
         )
         for i in range(6)
     ]  # fmt: skip
@@ -65,9 +66,11 @@ def test_counts(write: Write, rows: list[Row], capfd: pytest.CaptureFixture[str]
     assert (glioma["slices"], glioma["cases"], glioma["folds"]) == (6, 3, {"1": 4, "2": 2})
     assert glioma["planes"] == {"axial": 2, "coronal": 2, "not known": 2}
     assert glioma["tumour_pixels"] == [16, np.median([side**2 for side in range(4, 10)]), 81]
+    assert (glioma["sexes"], glioma["age_years"], healthy["age_years"]) == ({"F": 6}, [40, 42.5, 45], None)
     assert (healthy["with_mask"], healthy["with_tumour"], healthy["tumour_pixels"]) == (3, 0, None)
     assert healthy["folds"] == {"test": 3}
-    assert (bare["slices"], bare["with_mask"], bare["folds"], bare["planes"]) == (1, 0, {"not known": 1}, {"not known": 1})
+    assert (bare["slices"], bare["with_mask"]) == (1, 0)
+    assert bare["folds"] == bare["planes"] == {"not known": 1}
 
 
 def test_terminal(write: Write, rows: list[Row], capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -76,7 +79,7 @@ def test_terminal(write: Write, rows: list[Row], capfd: pytest.CaptureFixture[st
     lines = [re.findall(r"[^\s│┃]+(?: [^\s│┃]+)*", line) for line in capfd.readouterr().out.splitlines()]
     assert ["licence", "not known"] in lines
     assert ["pixel", "0.5 to 1 × 0.75 to 1 mm"] in lines
-    assert ["glioma", "6", "6", "6", "3", "3", "42"] in lines  # 42.5
+    assert ["glioma", "6", "6", "6", "3", "3", "42", "42"] in lines  # both 42.5
     assert ["glioma", "4", "2", "0", "0"] in lines  # folds 1, 2, test, not known
     assert ["all", "4", "2", "3", "1"] in lines
     assert not (Path(url) / "card").exists()

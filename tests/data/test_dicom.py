@@ -17,6 +17,7 @@ from pydicom.uid import generate_uid
 from braintum.cli import main
 from braintum.data.ingest.slicing import Slicing
 from braintum.data.schema import DataError
+from braintum.data.shards import read_shard
 from braintum.data.table import load_table, read_images
 from braintum.parts import Data
 
@@ -171,6 +172,30 @@ def test_labels_by_patient(root: Path) -> None:
         assert str(error.value).startswith(message)
     with pytest.raises(DataError, match="--labels: cannot be read: No such file"):
         ingest(root, "bad", labels=root.parent / "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("elements", "age", "sex"),
+    [
+        ({"PatientAge": "045Y", "PatientSex": "F"}, 45, "F"),
+        ({"PatientAge": "018M", "PatientSex": "M"}, 1, "M"),
+        ({"PatientAge": "103Y", "PatientSex": "O"}, 90, "O"),
+        ({"PatientBirthDate": "19800612", "StudyDate": "20200611"}, 39, None),
+        ({"PatientBirthDate": "19800612", "StudyDate": "20200612", "PatientSex": ""}, 40, None),
+        ({"PatientBirthDate": "20210101", "StudyDate": "20200612"}, None, None),
+        ({"PatientAge": "old"}, None, None),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_age_and_sex_only_if_asked_for(root: Path, elements: dict[str, str], age: int | None, sex: str | None) -> None:
+    write_study(root, **elements)
+    stored = []
+    for asked in (False, True):
+        url, card = ingest(root, f"out-{asked}", demographics=asked, strict=True)
+        rows = read_shard(url, card.shards[0])
+        stored.append({(row["age_years"], row["sex"]) for row in rows.select(["age_years", "sex"]).to_pylist()})
+        assert card.options["demographics"] == asked
+    assert stored == [{(None, None)}, {(age, sex)}]
 
 
 def test_what_is_no_dicom_is_one_line(root: Path) -> None:

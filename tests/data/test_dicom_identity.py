@@ -137,9 +137,10 @@ def write_dump(root: Path) -> Path:
     return root
 
 
-def test_nothing_of_a_header_leaves_it(dump: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    out = dump.parent / "identity-out"
-    command = ["ingest", "dicom", str(dump), "--salt", SALT, "--size", "32", "--out"]
+@pytest.mark.parametrize("asked", [[], ["--demographics"]], ids=["identity", "demographics"])
+def test_nothing_of_a_header_leaves_it(dump: Path, asked: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    out = dump.parent / f"out-{len(asked)}"
+    command = ["ingest", "dicom", str(dump), "--salt", SALT, "--size", "32", *asked, "--out"]
     # a process of its own, whose warnings and log lines go where they go
     done = subprocess.run([sys.executable, "-m", "braintum.cli", *command, str(out), "--json"], capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
@@ -147,12 +148,14 @@ def test_nothing_of_a_header_leaves_it(dump: Path, capfd: pytest.CaptureFixture[
     labels = dump.parent / "labels.csv"
     labels.write_text(f"{next(iter(SECRETS))},x\n")
     for name, options in {"labels": ["--labels", str(labels)], "strict": ["--strict"]}.items():
-        assert main([*command, str(dump.parent / name), *options]) == 2
+        assert main([*command, str(dump.parent / f"{name}-{len(asked)}"), *options]) == 2
         shown |= {f"{name} {which}": text.encode() for which, text in zip("12", capfd.readouterr(), strict=True)}
     files = {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert set(files) == {"card.json", "rejected.csv", "slices-00000.parquet"}
     table = pq.read_table(out / "slices-00000.parquet")
     assert table.num_rows == 4 * 5 // 2
+    assert (table["age_years"].null_count < len(table)) == bool(asked)
+    assert table["sex"].null_count == len(table), "a secret is no sex"
     columns = {
         name: b"\n".join(value if isinstance(value, bytes) else str(value).encode() for value in column.to_pylist())
         for name, column in zip(table.column_names, table.columns, strict=True)

@@ -3,7 +3,8 @@
 Identity does not enter the dataset. A patient is a keyed hash (HMAC-SHA256) of PatientID, a slice is named by that and
 by running numbers; no other text of a header, no date, no UID, no name of a file or folder is stored or shown. What
 could not be read is listed by the number of its first file in the sorted list of all files, and by that file's digest.
-The pixels are stored as they are: a face can be seen in them. Age and sex are left out: a dataset has no column for it.
+The pixels are stored as they are: a face can be seen in them. Age (in years, 90 for all above) and sex are stored if
+asked for.
 
 The key is the salt. Who has it, and a list of patients, can find who is who: keep it secret, and give the same one
 again to go on with an ingest that was stopped, or to have the same names in another dataset. Without one a random one
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from braintum.data.ingest.dicom_files import found, quiet
+from braintum.data.ingest.dicom_files import age_and_sex, found, quiet
 from braintum.data.ingest.dicom_series import Choice, Series, chosen
 from braintum.data.ingest.dicom_volume import read_segmentation, read_series
 from braintum.data.ingest.engine import About, ingest, refuse_other
@@ -45,6 +46,7 @@ def ingest_dicom(
     labels: str | Path | None = None,
     salt: str | None = None,
     allow_burned_in: bool = False,
+    demographics: bool = False,
     mask_values: MaskValues | None = None,
     slicing: Slicing | None = None,
     name: str = "dicom",
@@ -55,8 +57,8 @@ def ingest_dicom(
 
     `series`: a regular expression (any case) of SeriesDescription, instead of the rules of `is_contrast_t1`. `mask`: a
     pattern of the names of NIfTI masks, which lie in the folder of the series. `labels`: a CSV of the columns patient
-    (PatientID) and label. `salt`: the key of the hashes. Raises DataError for a folder without MR images and for a
-    salt that is too short, and as `ingest` does.
+    (PatientID) and label. `salt`: the key of the hashes. `demographics`: age and sex are stored. Raises DataError for a
+    folder without MR images and for a salt that is too short, and as `ingest` does.
     """
     refuse_other(out)
     if salt is not None and len(salt) < SALT_LENGTH:
@@ -74,10 +76,12 @@ def ingest_dicom(
         raise DataError("dicom: none of the folder's files is DICOM; unpack archives")
     masks = [nifti for nifti in niftis if fnmatchcase(nifti.name, mask)]
     items = chosen(headers, unreadable, masks, label_of, salt or secrets.token_hex(32), choice)
-    source = _Dicom(slicing, mask_values, all(item.bits <= 8 for item in items if item.refused is None))
+    few_bits = all(item.bits <= 8 for item in items if item.refused is None)
+    source = _Dicom(slicing, mask_values, few_bits, demographics)
     options = {
         "series": "by description and tags" if series is None else "by an expression",
         "burned_in": allow_burned_in,
+        "demographics": demographics,
     }
     about = About(
         name, "DICOM files, identities replaced", licence, options | slicing.options() | mask_values.options()
@@ -120,6 +124,7 @@ class _Dicom:
     slicing: Slicing
     mask_values: MaskValues
     few_bits: bool
+    demographics: bool
 
     def where(self, series: Series) -> str:
         return series.where
@@ -134,10 +139,11 @@ class _Dicom:
             values_IJK, affine = read_series(series.files, series.where)
             image = canonical(values_IJK, affine, series.where)
             mask_XYZ = self._mask(series, image, values_IJK, affine)
+            age_years, sex = age_and_sex(series.files[0], series.where) if self.demographics else (None, None)
         case = Case(
             name=f"{series.case_id}-{series.scan:02d}", case_id=series.case_id, where=series.where,
             image_CXYZ=image.values_XYZ[None], affine=image.affine, mask_XYZ=mask_XYZ, label=series.label,
-            few_bits=self.few_bits,
+            few_bits=self.few_bits, age_years=age_years, sex=sex,
         )  # fmt: skip
         return slices_of(case, self.slicing)
 

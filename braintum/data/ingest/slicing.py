@@ -93,6 +93,8 @@ class Case:
     label: str | None
     head_XYZ: Head | None = None
     few_bits: bool = False
+    age_years: int | None = None
+    sex: str | None = None
 
 
 def slices_of(case: Case, slicing: Slicing) -> list[Row]:
@@ -125,7 +127,7 @@ def slices_of(case: Case, slicing: Slicing) -> list[Row]:
                 image_CHW=np.rint(image_CHW * 255).astype(np.uint8) if case.few_bits else image_CHW.astype(np.float16),
                 label=NO_TUMOR if healthy else case.label, position=float(k * voxel_mm[along]),
                 spacing_yx_mm=(voxel_mm[y] * window.shrunk, voxel_mm[x] * window.shrunk), where=case.where,
-                plane=slicing.plane,
+                plane=slicing.plane, age_years=case.age_years, sex=case.sex,
             )
         )  # fmt: skip
     return rows
