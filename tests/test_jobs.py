@@ -43,12 +43,13 @@ def head() -> Iterator[dict[str, str]]:
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     gcs, dashboard, client, agent = free_ports(4)
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    environment = {**os.environ, **token, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    activated = {**os.environ, **token, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    environment = {**activated, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     command = [BIN / "ray", "start", "--head", "--num-cpus=2", f"--port={gcs}", f"--dashboard-port={dashboard}",
                f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}",
                "--block", "--object-store-memory=500000000"]  # fmt: skip
     with open(Path(folder) / "head.log", "wb") as log:
-        process = subprocess.Popen(command, env={**os.environ, **token}, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=activated, stdout=log, stderr=subprocess.STDOUT)
     try:
         yield environment
     finally:

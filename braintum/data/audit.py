@@ -99,7 +99,7 @@ def alike(tables: Mapping[str, SliceTable]) -> list[Pair]:
     sides = [_parted(slices[a], slices[b], by_group) for a, b in pairs_P2]
     kept = np.array([side is not None for side in sides], bool)
     pairs_P2, parted = pairs_P2[kept], [side for side in sides if side is not None]
-    correlation_P = correlations(*_thumbnails(list(tables.values()), pairs_P2))
+    correlation_P = correlations(*_thumbnails(list(tables.values()), pairs_P2), SIMILAR)
     found = []
     for (a, b), side, correlation in zip(pairs_P2, parted, correlation_P, strict=True):
         same = pictures[a] == pictures[b]

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 BANDS, BITS = 4, 16
 AT_ONCE = 4_000_000
 """Pairs that are compared at a time: bounds the memory."""
+BLOCKS = 16
+"""Along each side of a thumbnail, for a first look. Thumbnails are divisible by it."""
+ROUNDING = 1e-4
 
 Pairs = NDArray[np.int64]
 """P,2: indices, the smaller first."""
@@ -40,14 +43,39 @@ def near_pairs(hash_R: NDArray[np.uint64], distance: int) -> Pairs:
     return pairs_P2[np.lexsort(pairs_P2.T[::-1])]
 
 
-def correlations(thumb_RHW: NDArray[np.uint8] | NDArray[np.float16], pairs_P2: Pairs) -> NDArray[np.float32]:
-    """Pearson's correlation of the pixels of two thumbnails; 0 with one of a single value."""
-    found_P = np.empty(len(pairs_P2), np.float32)
+def correlations(
+    thumb_RHW: NDArray[np.uint8] | NDArray[np.float16], pairs_P2: Pairs, least: float = -1
+) -> NDArray[np.float32]:
+    """Pearson's correlation of the pixels of two thumbnails; 0 with one of a single value.
+
+    Where it is less than `least`, a bound above it, itself less, may stand in its place: of what is left of a thumbnail
+    beside the means of its blocks, two correlate by no more than the product of their norms (Cauchy and Schwarz).
+    """
     step = max(1, AT_ONCE // int(np.prod(thumb_RHW.shape[1:])))
-    for start in range(0, len(pairs_P2), step):
-        first, second = (_normed(thumb_RHW[pairs_P2[start : start + step, side]]) for side in (0, 1))
-        found_P[start : start + step] = np.einsum("px,px->p", first, second)
+    found_P = np.full(len(pairs_P2), np.inf, np.float32)
+    if least > -1:
+        coarse = [_coarse(thumb_RHW[start : start + step]) for start in range(0, len(thumb_RHW), step)]
+        mean_RX, rest_R = (np.concatenate(part) for part in zip(*coarse, strict=True))
+        for start in range(0, len(pairs_P2), AT_ONCE // BLOCKS**2):
+            a_P, b_P = pairs_P2[start : start + AT_ONCE // BLOCKS**2].T
+            bound_P = np.einsum("px,px->p", mean_RX[a_P], mean_RX[b_P]) + rest_R[a_P] * rest_R[b_P]
+            found_P[start : start + len(a_P)] = bound_P
+    near = np.flatnonzero(found_P >= least - ROUNDING)
+    for start in range(0, len(near), step):
+        at = near[start : start + step]
+        first, second = (_normed(thumb_RHW[pairs_P2[at, side]]) for side in (0, 1))
+        found_P[at] = np.einsum("px,px->p", first, second)
     return found_P
+
+
+def _coarse(thumb_RHW: NDArray[np.uint8] | NDArray[np.float16]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Of thumbnails as unit vectors: the part that is constant in blocks, and the length of the rest."""
+    count, height, width = thumb_RHW.shape
+    blocks = (count, BLOCKS, height // BLOCKS, BLOCKS, width // BLOCKS)
+    mean_RX = _normed(thumb_RHW).reshape(blocks).mean(axis=(2, 4)).reshape(count, -1)
+    mean_RX *= np.sqrt(height * width) / BLOCKS
+    rest_R = np.sqrt(np.maximum(1 - np.einsum("rx,rx->r", mean_RX, mean_RX), 0))
+    return mean_RX, rest_R
 
 
 def _normed(thumb_PHW: NDArray[np.uint8] | NDArray[np.float16]) -> NDArray[np.float32]:

@@ -31,3 +31,19 @@ def test_correlation_is_pearsons() -> None:
     found = correlations(thumbs, np.array([[0, 1], [1, 2], [0, 3]]))
     expected = [np.corrcoef(thumbs[a].ravel(), thumbs[b].ravel())[0, 1] for a, b in ((0, 1), (1, 2))]
     np.testing.assert_allclose(found, [*expected, 0], atol=1e-5)
+
+
+def test_what_is_less_than_asked_for_stays_less() -> None:
+    rng = np.random.default_rng(1)
+    smooth = rng.normal(size=(40, 8, 8)).repeat(8, axis=1).repeat(8, axis=2)
+    alike = smooth[:1] + rng.normal(size=(40, 64, 64)) * np.linspace(0.05, 3, 40)[:, None, None]
+    thumbs = np.concatenate([smooth, alike, rng.normal(size=(20, 64, 64))]).astype(np.float16)
+    pairs = np.column_stack(np.triu_indices(len(thumbs), 1))
+    exact = correlations(thumbs, pairs)
+    for least in (0.3, 0.8, 0.95):
+        found = correlations(thumbs, pairs, least)
+        near = exact >= least
+        assert 5 < near.sum() < len(pairs) / 2
+        np.testing.assert_allclose(found[near], exact[near], atol=1e-6)
+        assert (found[~near] < least).all()
+        assert (found[~near] >= exact[~near] - 1e-5).all()
