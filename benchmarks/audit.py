@@ -106,13 +106,15 @@ def main() -> None:
         audit = ["-m", "braintum.cli", "audit", url, "--out", f"{folder}/audit", "--json"]
         reading, _, _ = measured(["-c", READ, url])
         seconds, most, printed = measured(audit)
+    found = json.loads(printed)
+    del found["out"]
     results = {
         "seconds_over_reading_once": round(seconds / reading, 2),
         "minutes": round(seconds / 60, 2),
         "minutes_of_reading_once": round(reading / 60, 2),
         "slices": args.slices,
         "copies_hidden": COPIES,
-        "found": json.loads(printed),
+        "found": found,
         "peak_memory_mb": round(most / 1e6),
     }
     record("audit", results, f"python benchmarks/audit.py --data DATA --slices {args.slices}")

@@ -51,6 +51,25 @@ RESUMABLE = ("train", "crossval", "cascade", "search")
 
 
 @app.command()
+def card(
+    url: Annotated[str, typer.Argument(metavar="DATA", help="Dataset.")],
+    out: Annotated[
+        str | None, typer.Option(callback=given, help="Folder to write; else `card` inside the dataset.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Shows a dataset: counts by class, case, fold and plane, slices to look at, histograms, licence, provenance."""
+    from braintum import storage
+    from braintum.console import print_overview
+    from braintum.data.overview import look
+    from braintum.reporting.card import write_card_page
+
+    with stdout_for(as_json):
+        summary = write_card_page(look(url), url, out or storage.join(url, "card"))
+    show(summary, as_json, print_overview)
+
+
+@app.command()
 def audit(
     urls: Annotated[list[str], typer.Argument(help="Datasets; several are also compared with each other.")],
     out: Annotated[
@@ -84,25 +103,6 @@ def audit(
         if merged:
             merge_groups(urls[0], merged)
     show({**summary, "merged_groups": len(merged)}, as_json, print_audit)
-
-
-@app.command()
-def card(
-    url: Annotated[str, typer.Argument(metavar="DATA", help="Dataset.")],
-    out: Annotated[
-        str | None, typer.Option(callback=given, help="Folder to write; else `card` inside the dataset.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Shows a dataset: counts by class, case, fold and plane, slices to look at, histograms, licence, provenance."""
-    from braintum import storage
-    from braintum.console import print_overview
-    from braintum.data.overview import look
-    from braintum.reporting.card import write_card_page
-
-    with stdout_for(as_json):
-        summary = write_card_page(look(url), url, out or storage.join(url, "card"))
-    show(summary, as_json, print_overview)
 
 
 def _short_names(urls: list[str]) -> list[str]:
