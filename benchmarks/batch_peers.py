@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from queue import Queue
 from typing import Any, NamedTuple
 
 import monai.transforms as mt
@@ -53,54 +51,16 @@ class Setting(NamedTuple):
 
 
 def ours(table: SliceTable, augment: Augment) -> dict[str, Setting]:
-    def of_ranks(world_size: int) -> Callable[[int], Iterator[Pair]]:
-        size = BATCH_SIZE * world_size
-        ranks = [
-            Batches(
-                table, np.arange(len(table)), batch_size=size, seed=0, augment=augment, rank=i, world_size=world_size
-            )
-            for i in range(world_size)
-        ]
+    batches = Batches(table, np.arange(len(table)), batch_size=BATCH_SIZE, seed=0, augment=augment)
 
-        def of_rank(batches: Batches, number: int) -> Iterator[Pair]:
-            return ((batch.image_BCHW, batch.mask_BKHW) for batch in batches.epoch(number))
+    def epoch(number: int) -> Iterator[Pair]:
+        return ((batch.image_BCHW, batch.mask_BKHW) for batch in batches.epoch(number))
 
-        return lambda number: side_by_side([of_rank(batches, number) for batches in ranks])
-
-    one, two = of_ranks(1), of_ranks(2)
-    return {"1 thread": Setting(1, one), "2 threads": Setting(2, one), "2 ranks of 1 thread": Setting(1, two)}
-
-
-def side_by_side(streams: Sequence[Iterator[Pair]]) -> Iterator[Pair]:
-    """What streams yield, as it comes, each made by a thread of its own: as two ranks or two trials train."""
-    if len(streams) == 1:
-        yield from streams[0]
-        return
-    ready: Queue[Pair | None] = Queue(2 * len(streams))
-
-    def make(stream: Iterator[Pair]) -> None:
-        torch.set_num_threads(1)
-        try:
-            for pair in stream:
-                ready.put(pair)
-        finally:
-            ready.put(None)
-
-    with ThreadPoolExecutor(len(streams)) as pool:
-        made = [pool.submit(make, stream) for stream in streams]
-        left = len(streams)
-        while left:
-            pair = ready.get()
-            if pair is None:
-                left -= 1
-            else:
-                yield pair
-    for future in made:
-        future.result()
+    return {"1 thread": Setting(1, epoch), "2 threads": Setting(2, epoch)}
 
 
 Change = Callable[[Tensor, Tensor, Tensor, Augment], Pair]
-"""`augment_batch`, lent to the peers below, or `by_torch`."""
+"""`by_torch`, as users of the peers below would write it, or braintum's `augment_batch`, lent to them."""
 
 
 def by_torch(image_BCHW: Tensor, mask_B1HW: Tensor, draws_BP: Tensor, augment: Augment) -> Pair:
@@ -294,7 +254,7 @@ def ray_settings(stored: ray.data.Dataset, augment: Augment, change: Change) -> 
     collated, buffer = Augmented(augment, change), stored.count() // 4
     in_tasks = AugmentedColumns(collated)
 
-    def pairs(dataset: ray.data.Dataset | ray.data.DataIterator, **options: Any) -> Iterator[Pair]:
+    def pairs(dataset: ray.data.Dataset, **options: Any) -> Iterator[Pair]:
         for batch in dataset.iter_torch_batches(batch_size=BATCH_SIZE, prefetch_batches=4, **options):
             yield batch if isinstance(batch, tuple) else (batch["image"], batch["mask"])
 
@@ -304,16 +264,10 @@ def ray_settings(stored: ray.data.Dataset, augment: Augment, change: Change) -> 
     def buffered(_: int) -> Iterator[Pair]:
         return pairs(stored.randomize_block_order(), local_shuffle_buffer_size=buffer, collate_fn=collated)
 
-    def split(_: int) -> Iterator[Pair]:
-        parts = stored.randomize_block_order().streaming_split(WORKERS)
-        options: dict[str, Any] = {"local_shuffle_buffer_size": buffer // WORKERS, "collate_fn": collated}
-        return side_by_side([pairs(part, **options) for part in parts])
-
     return {
         "all shuffled, tasks augment": Setting(1, lambda _: pairs(changed(stored.random_shuffle(), BATCH_SIZE))),
         "blocks shuffled, tasks augment": Setting(1, lambda _: pairs(changed(stored.randomize_block_order(), None))),
         "all shuffled, collating augments": Setting(1, lambda _: pairs(stored.random_shuffle(), collate_fn=collated)),
         "blocks and buffer shuffled, collating augments, 1 thread": Setting(1, buffered),
         "blocks and buffer shuffled, collating augments, 2 threads": Setting(2, buffered),
-        "split for 2 ranks, blocks and buffer shuffled, collating augments": Setting(1, split),
     }

@@ -2,16 +2,18 @@
 
     python benchmarks/batches.py [--slices 1500] [--size 256] [--rounds 5]
 
-`batch_peers.py` has the peers and their settings: monai's CacheDataset with the equivalent dictionary transforms; a
-DataLoader that decodes PNG files every epoch; Ray Data's `iter_torch_batches`. The last two, which bring none, augment
-in batch, which is faster than a sample at a time: once with torch's documented functions, once with braintum's own
-`augment_batch`, lent to them. All run on the same two cores and keep freed memory (`keep_freed_memory`). Ours and Ray
-Data are also used as two DDP ranks use them, each with half of a batch twice as large, in a thread of its own.
+One process asks for batches of 16, as a training does, and every loader may use both cores for them as its
+documentation advises (`batch_peers.py`): monai's CacheDataset with the equivalent dictionary transforms; a DataLoader
+that decodes PNG files every epoch; Ray Data's `iter_torch_batches`. The last two bring no augmentation: it is written
+in batch, which is faster than a sample at a time, with torch's documented functions. They are measured a second time
+with braintum's own `augment_batch` lent to them, which tells what is left when everybody augments with the same code.
+All keep freed memory (`keep_freed_memory`).
 
-A round is an epoch of every setting, one after another, in an order that turns from round to round. Each loader's best
-setting is the one with the best median; a ratio is the median over the rounds of the quotient in one round. In an epoch
-before, which is not timed, every setting is checked: all slices come once, shapes, types and ranges are right, no image
-is a stored one (nor its mirror image), and images, masks and what lies under the masks have the means that ours have.
+A round is an epoch of every setting, one after another, in an order that turns from round to round; each waits until
+the cores are idle, a minute at most. Each loader's best setting is the one with the best median; a ratio is the
+median over the rounds of the quotient in one round. In an epoch before, which is not timed, every setting is checked:
+all slices come once, shapes, types and ranges are right, no image is a stored one (nor its mirror image), and images,
+masks and what lies under the masks have the means that ours have.
 
 Gathering alone: rows in random order out of a table larger than the caches, as a batch takes them, against copying the
 same bytes in order into the same buffers (the faster of numpy's copyto and torch's copy_), on as many threads.
@@ -24,17 +26,18 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import psutil
 import torch
+from batch_checks import check_all, stored_digests
 from batch_peers import (
     BATCH_SIZE,
     WORKERS,
-    Pair,
     Setting,
     by_torch,
     monai_settings,
@@ -45,81 +48,35 @@ from batch_peers import (
 )
 from PIL import Image
 from record import record
-from torch import Tensor
 
 from braintum.connect import start_local
 from braintum.data.augment import augment_batch
 from braintum.data.batches import gather_rows
 from braintum.data.ingest.phantom import phantom_rows
 from braintum.data.shards import write_dataset
-from braintum.data.table import SliceTable, load_table
+from braintum.data.table import load_table
 from braintum.parts import Augment, Data
 from braintum.training.device import keep_freed_memory
 
 SLICES_A_CASE = 5
 GATHERED_BYTES = 1 << 30
-CHECKED_BATCHES = 4
-LENT = "_lent_ours"
+LENT = "_with_braintums_augmentation"
+IDLE_PERCENT, WAITED_SECONDS = 10.0, 60.0
 T = TypeVar("T")
 
 
-def digests(image_BCHW: Tensor) -> list[int]:
-    """Of each image, rounded to 8 bits."""
-    return [hash(image_CHW.numpy().tobytes()) for image_CHW in (image_BCHW * 255).round().to(torch.uint8)]
+class Speed(NamedTuple):
+    """Slices a second over a whole epoch and after its first batch; percent of the cores that others took before."""
+
+    whole: float
+    after_the_first: float
+    busy_before: float
 
 
-def plain_batches(table: SliceTable) -> Iterator[Pair]:
-    for start in range(0, len(table), BATCH_SIZE):
-        rows = slice(start, start + BATCH_SIZE)
-        image_BCHW = torch.from_numpy(table.image_RCHW[rows]).float()
-        low_BC11, high_BC11 = image_BCHW.amin((2, 3), keepdim=True), image_BCHW.amax((2, 3), keepdim=True)
-        yield (image_BCHW - low_BC11) / (high_BC11 - low_BC11), torch.from_numpy(table.mask_RHW[rows])[:, None].float()
-
-
-def stored_digests(table: SliceTable) -> set[int]:
-    """Of every slice of the table and its three mirror images."""
-    return {
-        digest
-        for image_BCHW, _ in plain_batches(table)
-        for axes in ((), (2,), (3,), (2, 3))
-        for digest in digests(image_BCHW.flip(axes))
-    }
-
-
-def checked(batches: Iterator[Pair], table: SliceTable, stored: set[int]) -> np.ndarray[Any, Any]:
-    """Means of images, masks, and images under masks over an epoch. AssertionError for one that is not as it should."""
-    size = table.mask_RHW.shape[1]
-    sums, count = np.zeros(3), 0
-    first = list(islice(batches, CHECKED_BATCHES))
-    assert not stored.intersection(*[chain.from_iterable(digests(image_BCHW) for image_BCHW, _ in first)])
-    for image_BCHW, mask_B1HW in chain(first, batches):
-        assert image_BCHW.dtype == mask_B1HW.dtype == torch.float32
-        assert image_BCHW.shape == (len(mask_B1HW), 1, size, size)
-        assert mask_B1HW.view(-1, 1, size, size).shape == image_BCHW.shape
-        assert 0 <= image_BCHW.min() < 0.1
-        assert 0.5 < image_BCHW.max() <= 1
-        assert bool(((mask_B1HW == 0) | (mask_B1HW == 1)).all())
-        under = image_BCHW * mask_B1HW.view_as(image_BCHW)
-        sums += [float(values.sum()) for values in (image_BCHW, mask_B1HW, under)]
-        count += len(image_BCHW)
-    assert count == len(table), f"{count} of {len(table)} slices"
-    return np.array([sums[0] / count / size**2, sums[1] / count / size**2, sums[2] / sums[1]])
-
-
-def check_all(loaders: dict[str, dict[str, Setting]], table: SliceTable, stored: set[int]) -> None:
-    expected: np.ndarray[Any, Any] | None = None
-    for loader, settings in loaders.items():
-        for name, setting in settings.items():
-            torch.set_num_threads(setting.threads)
-            means = checked(setting.epoch(0), table, stored)
-            expected = means if expected is None else expected
-            print(f"{loader}, {name}: means {means.round(4)}", flush=True)
-            np.testing.assert_allclose(means, expected, rtol=0.05, err_msg=f"{loader}, {name}")
-
-
-def slices_per_second(setting: Setting, number: int, num_slices: int) -> tuple[float, float]:
-    """Over a whole epoch, and after its first batch. Every batch is taken and dropped."""
+def slices_per_second(setting: Setting, number: int, num_slices: int) -> Speed:
+    """Every batch is taken and dropped."""
     torch.set_num_threads(setting.threads)
+    busy = wait_until_idle()
     start = time.perf_counter()
     batches = setting.epoch(number)
     first = len(next(batches)[0])
@@ -127,7 +84,15 @@ def slices_per_second(setting: Setting, number: int, num_slices: int) -> tuple[f
     for _ in batches:
         pass
     end = time.perf_counter()
-    return num_slices / (end - start), (num_slices - first) / (end - began)
+    return Speed(num_slices / (end - start), (num_slices - first) / (end - began), busy)
+
+
+def wait_until_idle() -> float:
+    """Waits until other programs leave the cores alone, or WAITED_SECONDS; percent of the cores that they took last."""
+    end = time.perf_counter() + WAITED_SECONDS
+    while (busy := psutil.cpu_percent(interval=1)) > IDLE_PERCENT and time.perf_counter() < end:
+        pass
+    return busy
 
 
 def gather_speeds(size: int, rounds: int) -> dict[str, Any]:
@@ -172,6 +137,7 @@ def gather_speeds(size: int, rounds: int) -> dict[str, Any]:
 
 def _seconds(run: Callable[[], None]) -> Callable[[int], float]:
     def seconds(_: int) -> float:
+        wait_until_idle()
         start = time.perf_counter()
         run()
         return time.perf_counter() - start
@@ -228,8 +194,6 @@ def main() -> None:
             f"torch_png{LENT}": png_settings(Path(folder), len(table), augment, augment_batch),
         }
         stored = stored_digests(table)
-        image_BCHW, _ = next(plain_batches(table))
-        assert stored.issuperset(digests(image_BCHW.flip(3)))  # what the check below must not find
         check_all(loaders, table, stored)  # forks the workers, before Ray has threads
         start_local(num_cpus=WORKERS)
         blocks = stored_blocks(url, table)
@@ -255,34 +219,41 @@ def main() -> None:
 
 
 def compared(loaders: dict[str, dict[str, Setting]], num_slices: int, rounds: int) -> dict[str, Any]:
-    def run(setting: Setting) -> Callable[[int], tuple[float, float]]:
+    def run(setting: Setting) -> Callable[[int], Speed]:
         return lambda turn: slices_per_second(setting, turn + 1, num_slices)
 
     runs = {(loader, name): run(setting) for loader, settings in loaders.items() for name, setting in settings.items()}
     taken = rounds_of(runs, rounds)
-    whole = {key: [speed for speed, _ in speeds] for key, speeds in taken.items()}
+    whole = {key: [speed.whole for speed in speeds] for key, speeds in taken.items()}
     middle = {key: statistics.median(speeds) for key, speeds in whole.items()}
     best = {loader: max((key for key in runs if key[0] == loader), key=lambda key: middle[key]) for loader in loaders}
 
-    def over(peers: list[str]) -> dict[str, Any]:
-        fastest = max(peers, key=lambda loader: middle[best[loader]])
-        return {"ratio": quotient(whole[best["ours"]], whole[best[fastest]]), "fastest": fastest}
+    def fastest(peers: list[str]) -> str:
+        return max(peers, key=lambda loader: middle[best[loader]])
 
     peers = [loader for loader in loaders if loader != "ours"]
-    own = [loader for loader in peers if not loader.endswith(LENT)]
+    first, first_lent = fastest([loader for loader in peers if not loader.endswith(LENT)]), fastest(peers)
+    over = {loader: quotient(whole[best["ours"]], whole[best[loader]]) for loader in peers}
     return {
-        "ours_over_monai": over(["monai"])["ratio"],
-        "ours_over_the_best_of_them": over(own),
-        "ours_over_the_best_of_them_lent_our_augmentation": over(peers),
-        "ours_over_each": {loader: over([loader])["ratio"] for loader in peers},
+        "ours_over_monai": over["monai"],
+        "ours_over_the_best_of_them": over[first],
+        "the_best_of_them": first,
+        "with_braintums_augmentation_lent": {
+            "ours_over_the_best_of_them": over[first_lent],
+            "the_best_of_them": first_lent.removesuffix(LENT),
+        },
+        "ours_over_each": over,
         "best_settings": {loader: name for loader, (_, name) in best.items()},
         "slices_per_second": {
             loader: {name: round(middle[loader, name]) for name in settings} for loader, settings in loaders.items()
         },
         "slices_per_second_after_the_first_batch": {
-            loader: round(statistics.median(after for _, after in taken[best[loader]])) for loader in loaders
+            loader: round(statistics.median(speed.after_the_first for speed in taken[best[loader]])) for loader in best
         },
         "slices_per_second_in_each_round": {loader: [round(speed) for speed in whole[best[loader]]] for loader in best},
+        "percent_of_cores_that_others_took_before_each_round": {
+            loader: [round(speed.busy_before) for speed in taken[best[loader]]] for loader in best
+        },
     }
 
 
