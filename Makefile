@@ -31,8 +31,10 @@ check: venv
 test: check
 	$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) test-ray test-rest
 
+# A Ray that dies takes pytest with it, without a word: only its logs say why.
 test-ray: venv
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'ray and not slow' --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'ray and not slow' --durations=10 || \
+	  { tail -n 20 /tmp/ray*/session_latest/logs/raylet.out /tmp/ray*/session_latest/logs/gcs_server.out; exit 1; }
 
 test-rest: venv
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not ray and not slow' --durations=5

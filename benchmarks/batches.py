@@ -7,7 +7,7 @@ documentation advises (`batch_peers.py`): monai's CacheDataset with the equivale
 that decodes PNG files every epoch; Ray Data's `iter_torch_batches`. The last two bring no augmentation: it is written
 in batch, which is faster than a sample at a time, with torch's documented functions. They are measured a second time
 with braintum's own `augment_batch` lent to them, which tells what is left when everybody augments with the same code.
-All keep freed memory (`keep_freed_memory`).
+All keep freed memory (`keep_freed_memory`) and run in the environment of braintum's workers.
 
 A round is an epoch of every setting, one after another, in an order that turns from round to round; each waits until
 the cores are idle, a few seconds at most. Each loader's best setting is the one with the best median; a ratio is the
@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -49,7 +50,7 @@ from batch_peers import (
 from PIL import Image
 from record import record
 
-from braintum.connect import start_local
+from braintum.connect import ENVIRONMENT, start_local
 from braintum.data.augment import augment_batch
 from braintum.data.batches import gather_rows
 from braintum.data.ingest.phantom import phantom_rows
@@ -257,4 +258,6 @@ def compared(loaders: dict[str, dict[str, Setting]], num_slices: int, rounds: in
 
 
 if __name__ == "__main__":
+    if not ENVIRONMENT.items() <= os.environ.items():  # libraries read it when they are loaded
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ENVIRONMENT})
     main()

@@ -12,10 +12,10 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from braintum.data.resample import resample_by_opencv, resample_in_batch
 from braintum.parts import Augment
 
 NUM_DRAWS = 8
@@ -58,22 +58,12 @@ def augment_batch(image_BCHW: Tensor, mask_B1HW: Tensor, draws_BP: Tensor, augme
     Flips, rotation, zoom and shift are one resampling (image bilinear, mask nearest, zeros from outside). Then contrast
     around the slice's mean, brightness, and a cut to [0, 1].
     """
-    draws_BP = draws_BP.to(image_BCHW.device)
-    spread_PB = (2 * draws_BP - 1).unbind(1)
     moves = augment.flip_horizontal or augment.flip_vertical or augment.rotate or augment.scale or augment.shift
     if moves:
-        flip_x_B = torch.where(draws_BP[:, 0] < augment.flip_horizontal, -1.0, 1.0)
-        flip_y_B = torch.where(draws_BP[:, 1] < augment.flip_vertical, -1.0, 1.0)
-        angle_B = spread_PB[2] * math.radians(augment.rotate)
-        zoom_B = 1 + spread_PB[3] * augment.scale
-        height, width = image_BCHW.shape[2:]
-        cos_B, sin_B = angle_B.cos() / zoom_B, angle_B.sin() / zoom_B
-        # theta maps a pixel of the result to its place in the source, in units of half a side: hence the shape's ratio
-        row_x = [cos_B * flip_x_B, sin_B * flip_x_B * (-height / width), spread_PB[4] * (2 * augment.shift)]
-        row_y = [sin_B * flip_y_B * (width / height), cos_B * flip_y_B, spread_PB[5] * (2 * augment.shift)]
-        grid_BHW2 = _affine_grid(torch.stack([torch.stack(row_x, 1), torch.stack(row_y, 1)], 1), height, width)
-        image_BCHW = F.grid_sample(image_BCHW, grid_BHW2, "bilinear", "zeros", align_corners=False)
-        mask_B1HW = F.grid_sample(mask_B1HW, grid_BHW2, "nearest", "zeros", align_corners=False)
+        move_B23 = _moves(draws_BP, augment, *image_BCHW.shape[2:])
+        resample = resample_in_batch if image_BCHW.is_cuda else resample_by_opencv
+        image_BCHW, mask_B1HW = resample(image_BCHW, mask_B1HW, move_B23)
+    spread_PB = (2 * draws_BP.to(image_BCHW.device) - 1).unbind(1)
     if augment.brightness or augment.contrast:
         factor_B111 = (1 + spread_PB[6] * augment.contrast)[:, None, None, None]
         # row by row: over both axes at once, a slice alone in a batch would be summed in another order by two threads
@@ -84,14 +74,14 @@ def augment_batch(image_BCHW: Tensor, mask_B1HW: Tensor, draws_BP: Tensor, augme
     return image_BCHW, mask_B1HW
 
 
-def _affine_grid(theta_B23: Tensor, height: int, width: int) -> Tensor:
-    """F.affine_grid(..., align_corners=False), written as a column plus a row: several times faster on a CPU.
-
-    x and y are the parts of a complex number, so that one addition fills memory in the order in which it lies.
-    """
-    x_W = (torch.arange(width, device=theta_B23.device) * 2 + 1) / width - 1
-    y_H = (torch.arange(height, device=theta_B23.device) * 2 + 1) / height - 1
-    along_x_B2W = theta_B23[:, :, 0:1] * x_W
-    along_y_B2H = theta_B23[:, :, 1:2] * y_H + theta_B23[:, :, 2:3]
-    row_BW, column_BH = (torch.complex(line[:, 0], line[:, 1]) for line in (along_x_B2W, along_y_B2H))
-    return torch.view_as_real(row_BW[:, None, :] + column_BH[:, :, None])
+def _moves(draws_BP: Tensor, augment: Augment, height: int, width: int) -> Tensor:
+    """[B, 2, 3], as `resample_in_batch` takes them."""
+    spread_PB = (2 * draws_BP - 1).unbind(1)
+    flip_x_B = torch.where(draws_BP[:, 0] < augment.flip_horizontal, -1.0, 1.0)
+    flip_y_B = torch.where(draws_BP[:, 1] < augment.flip_vertical, -1.0, 1.0)
+    angle_B = spread_PB[2] * math.radians(augment.rotate)
+    zoom_B = 1 + spread_PB[3] * augment.scale
+    cos_B, sin_B = angle_B.cos() / zoom_B, angle_B.sin() / zoom_B
+    to_x = [cos_B * flip_x_B, -sin_B * flip_x_B, spread_PB[4] * (augment.shift * width)]
+    to_y = [sin_B * flip_y_B, cos_B * flip_y_B, spread_PB[5] * (augment.shift * height)]
+    return torch.stack([torch.stack(to_x, 1), torch.stack(to_y, 1)], 1)

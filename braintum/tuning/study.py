@@ -8,9 +8,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import tempfile
 import time
+import traceback
 import warnings
 from typing import Any
 
@@ -242,7 +244,7 @@ def _tune(
             tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}]),  # a bundle of nothing is refused
         )
     with tempfile.TemporaryDirectory(prefix="braintum-tune-") as scratch:
-        tune.Tuner(
+        tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=OptunaSearcher(space, studies, place),
@@ -261,7 +263,15 @@ def _tune(
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES if slots.workers == 1 else 0),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False) if slots.workers == 1 else None,
             ),
-        ).fit()
+        )
+        try:
+            tuner.fit()
+        except KeyboardInterrupt as error:
+            # Tune ends the trials' actors only after an Exception. They would keep their cores for as long as somebody
+            # holds the traceback, as a notebook does.
+            traceback.clear_frames(error.__traceback__)
+            gc.collect()
+            raise
 
 
 def _most_epochs(space: SearchSpace, study: str) -> int:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from braintum.data.augment import NUM_DRAWS, augment_batch, augment_draws
+from braintum.data.resample import resample_by_opencv, resample_in_batch
 from braintum.parts import Augment
 
 OFF = {"flip_horizontal": 0, "flip_vertical": 0, "rotate": 0, "scale": 0, "shift": 0, "brightness": 0, "contrast": 0}
@@ -99,6 +100,18 @@ def test_image_and_mask_move_together_and_labels_stay_labels(mask) -> None:
     assert set(moved.unique().tolist()) <= {0.0, 1.0, 2.0}
     assert ((image > 0.5) == (moved == 1)).float().mean() > 0.97
     assert not torch.equal(moved, mask)
+
+
+def test_a_gpu_moves_slices_as_opencv_does(image, mask) -> None:
+    angle, flip = torch.tensor([0.0, 0.2, -1.0, 2.0]), torch.tensor([1.0, -1.0, 1.0, -1.0])
+    shift = torch.tensor([0.0, 3.0, -4.5, 10.0])
+    to_x = torch.stack([angle.cos() * flip, -angle.sin() * flip, shift], 1)
+    to_y = torch.stack([angle.sin() * 0.7, angle.cos() * 0.7, -shift], 1)
+    inputs = image, mask, torch.stack([to_x, to_y], 1)
+    for in_batch, by_opencv in zip(resample_in_batch(*inputs), resample_by_opencv(*inputs), strict=True):
+        assert by_opencv.any()
+        differs = ~torch.isclose(in_batch, by_opencv, atol=1e-4)
+        assert differs.float().mean() < 0.002  # a place on the edge of two pixels is rounded to either
 
 
 def test_a_slice_is_changed_alike_whatever_batch_and_threads() -> None:

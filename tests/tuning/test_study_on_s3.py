@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import time
@@ -54,7 +53,6 @@ def test_an_interrupted_search_goes_on_there(s3: str, tmp_path: Path) -> None:
     ingest_phantom(data, cases=24, slices_per_case=2, size=32)
     with pytest.raises(KeyboardInterrupt), interrupted_when(lambda: len(rows_of(out, 0)) >= 2):
         search(searched, data, out, progress=quiet())
-    gc.collect()  # else a trial that was interrupted keeps its core for as long as the traceback lives
     assert [state for _, _, state, *_ in outcome(fetched(out, tmp_path / "before"))] == ["RUNNING"]
     done = rows_of(out, 0)
     summary = search(searched, data, out, resume=True, progress=quiet())
