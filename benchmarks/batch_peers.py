@@ -185,10 +185,18 @@ def as_it_is(batch: Pair) -> Pair:
     return batch
 
 
+def begin_worker(_: int) -> None:
+    keep_freed_memory()
+
+
 def png_settings(folder: Path, count: int, augment: Augment, change: Change) -> dict[str, Setting]:
     def loader(inside: Callable[[Tensor, Tensor], Pair] | None) -> DataLoader[Pair]:
         dataset = PngPairs(folder, count, inside)
-        options: dict[str, Any] = {"num_workers": WORKERS, "persistent_workers": True, "collate_fn": as_it_is}
+        options: dict[str, Any] = {
+            "num_workers": WORKERS, "persistent_workers": True, "collate_fn": as_it_is,
+            # not forked: OpenCV, which braintum augments by, waits for ever where its threads were left behind
+            "multiprocessing_context": "forkserver", "worker_init_fn": begin_worker,
+        }  # fmt: skip
         return DataLoader(dataset, BATCH_SIZE, shuffle=True, **options)
 
     then = partial(augmented, augment=augment, change=change)
