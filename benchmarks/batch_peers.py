@@ -76,7 +76,7 @@ def by_torch(image_BCHW: Tensor, mask_B1HW: Tensor, draws_BP: Tensor, augment: A
     rows = [cos_B * flip_x_B, -sin_B * flip_x_B, shift_x_B, sin_B * flip_y_B, cos_B * flip_y_B, shift_y_B]
     grid_BHW2 = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(image_BCHW.shape), align_corners=False)
     image_BCHW = F.grid_sample(image_BCHW, grid_BHW2, "bilinear", "zeros", align_corners=False)
-    mask_B1HW = F.grid_sample(mask_B1HW, grid_BHW2, "nearest", "zeros", align_corners=False)
+    mask_B1HW = F.grid_sample(mask_B1HW.float(), grid_BHW2, "nearest", "zeros", align_corners=False)
     mean_BC11 = image_BCHW.mean((2, 3), keepdim=True)
     factor_B111, brightness_B111 = (1 + contrast_B).view(-1, 1, 1, 1), brightness_B.view(-1, 1, 1, 1)
     return ((image_BCHW - mean_BC11) * factor_B111 + (mean_BC11 + brightness_B111)).clamp_(0, 1), mask_B1HW
@@ -86,7 +86,8 @@ def augmented(image_BCHW: Tensor, mask_B1HW: Tensor, augment: Augment, change: C
     """uint8 to what a training takes."""
     low_BC11, high_BC11 = (limit(image_BCHW, (2, 3), keepdim=True).float() for limit in (torch.amin, torch.amax))
     image_BCHW = image_BCHW.float().sub_(low_BC11).mul_(1 / (high_BC11 - low_BC11).clamp_min(1))
-    return change(image_BCHW, mask_B1HW.float(), torch.rand(len(image_BCHW), NUM_DRAWS), augment)
+    image_BCHW, mask_B1HW = change(image_BCHW, mask_B1HW, torch.rand(len(image_BCHW), NUM_DRAWS), augment)
+    return image_BCHW, mask_B1HW.float()
 
 
 # monai: https://docs.monai.io/en/stable/data.html, and its guide to fast training

@@ -53,7 +53,7 @@ def augment_draws(num_rows: int, seed: int, epoch: int) -> Tensor:
 
 
 def augment_batch(image_BCHW: Tensor, mask_B1HW: Tensor, draws_BP: Tensor, augment: Augment) -> tuple[Tensor, Tensor]:
-    """Changed copies of images in [0, 1] and of float label maps; the inputs are left as they are.
+    """Changed copies of images in [0, 1] and of uint8 label maps; the inputs are left as they are.
 
     Flips, rotation, zoom and shift are one resampling (image bilinear, mask nearest, zeros from outside). Then contrast
     around the slice's mean, brightness, and a cut to [0, 1].

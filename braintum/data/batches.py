@@ -154,7 +154,7 @@ class _Gather:
         self._buffers: dict[str, Tensor] = {}
 
     def pixels(self, steps: Steps, ahead: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """For every step images in [0, 1] and float label maps, both fresh tensors on the device.
+        """For every step images in [0, 1], a fresh tensor, and uint8 label maps, which the next step overwrites.
 
         `ahead`: how many steps before they are needed a streamed table's parts are fetched.
         """
@@ -163,7 +163,7 @@ class _Gather:
             index_B = torch.from_numpy(rows).to(self._device)
             image_BCHW = image_BX.to(self._device).view(len(rows), *shape).float()
             image_BCHW.sub_(self._low_RC11[index_B]).mul_(self._scale_RC11[index_B])
-            yield image_BCHW, mask_BX.to(self._device).view(len(rows), 1, *shape[1:]).float()
+            yield image_BCHW, mask_BX.to(self._device).view(len(rows), 1, *shape[1:])
 
     def _stored(self, steps: Steps, ahead: int) -> Iterator[Sequence[Tensor]]:
         """Each step's images and masks as they are stored; the next step overwrites them."""
@@ -183,7 +183,7 @@ class _Gather:
     ) -> Batch:
         table, num_masks = self._table, len(self._table.masks)
         if num_masks == 1:  # the label map holds 0 and 1: it is the mask channel
-            mask_BKHW = mask_B1HW
+            mask_BKHW = mask_B1HW.float()
         else:
             mask_BKHW = torch.cat([mask_B1HW == value for value in range(1, num_masks + 1)], 1).float()
         global_label_B = table.label_R[step_rows]

@@ -27,7 +27,7 @@ def image() -> torch.Tensor:
 
 @pytest.fixture
 def mask() -> torch.Tensor:
-    mask = torch.zeros(4, 1, HEIGHT, WIDTH)
+    mask = torch.zeros(4, 1, HEIGHT, WIDTH, dtype=torch.uint8)
     mask[:, :, 6:12, 9:20] = 1
     mask[:, :, 12:15, 9:20] = 2
     return mask
@@ -60,7 +60,7 @@ def test_a_quarter_turn(image, mask) -> None:
 def test_a_rotation_is_rigid_in_an_oblong_picture() -> None:
     y, x = torch.meshgrid(torch.arange(64.0) - 31.5, torch.arange(128.0) - 63.5, indexing="ij")
     bar = ((y.abs() < 3) & (x.abs() < 25)).float()[None, None]
-    _, turned = augment_batch(bar, bar, torch.full((1, NUM_DRAWS), 1.0), only(rotate=60))
+    _, turned = augment_batch(bar, bar.byte(), torch.full((1, NUM_DRAWS), 1.0), only(rotate=60))
     along = (x * math.cos(math.pi / 3) - y * math.sin(math.pi / 3)).abs()
     across = (x * math.sin(math.pi / 3) + y * math.cos(math.pi / 3)).abs()
     inside = turned[0, 0] > 0
@@ -71,9 +71,9 @@ def test_a_rotation_is_rigid_in_an_oblong_picture() -> None:
 
 @pytest.mark.parametrize(("draw", "factor"), [(1.0, 1.5), (0.0, 0.5)])
 def test_scale_is_the_zoom(draw: float, factor: float) -> None:
-    mask = torch.zeros(1, 1, 64, 64)
+    mask = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
     mask[:, :, 24:40, 28:36] = 1
-    zoomed = augment_batch(mask, mask, torch.full((1, NUM_DRAWS), draw), only(scale=0.5))[1]
+    zoomed = augment_batch(mask.float(), mask, torch.full((1, NUM_DRAWS), draw), only(scale=0.5))[1]
     assert float(zoomed.sum()) == pytest.approx(float(mask.sum()) * factor**2, rel=0.1)
 
 
@@ -114,8 +114,28 @@ def test_a_gpu_moves_slices_as_opencv_does(image, mask) -> None:
         assert differs.float().mean() < 0.002  # a place on the edge of two pixels is rounded to either
 
 
+def test_a_mask_is_moved_wherever_it_lies_and_however_far() -> None:
+    """Only a part of the picture is looked at, around what the mask holds: nothing of it is missed."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.zeros(200, 1, HEIGHT, WIDTH, dtype=torch.uint8)
+    for slice_1HW in mask[:-1]:
+        y, x = (int(torch.randint(0, side, (1,), generator=generator)) for side in (HEIGHT, WIDTH))
+        slice_1HW[:, y : y + 5, x : x + 9] = torch.randint(
+            0, 3, slice_1HW[:, y : y + 5, x : x + 9].shape, generator=generator
+        )
+    moves = torch.randn(200, 2, 3, generator=generator) + torch.eye(2, 3)
+    moves[:, :, 2] *= 10
+    inputs = mask.float(), mask, moves
+    (_, in_batch), (_, by_opencv) = resample_in_batch(*inputs), resample_by_opencv(*inputs)
+    assert in_batch.any(3).any(2).sum() > 50
+    assert (in_batch != by_opencv).float().mean() < 1e-4
+
+
 def test_a_slice_is_changed_alike_whatever_batch_and_threads() -> None:
-    image, mask = torch.rand(5, 1, 256, 256, generator=torch.Generator().manual_seed(0)), torch.zeros(5, 1, 256, 256)
+    image, mask = (
+        torch.rand(5, 1, 256, 256, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(5, 1, 256, 256, dtype=torch.uint8),
+    )
     mask[:, :, 100:150, 80:170] = 1
     draws_BP, settings, threads = augment_draws(5, 0, 0), Augment(), torch.get_num_threads()
     try:
