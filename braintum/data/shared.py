@@ -30,19 +30,24 @@ if TYPE_CHECKING:
     from ray import ObjectRef
 
 STORE_SHARE = 0.6
-"""Share of a node's object store that a table may take whole. While it is put together its parts are there too."""
+"""Share of a node's object store that a table, or what trainings hold of it at a time, may take. While a table is put
+together its parts are there too; where one is streamed, the parts that come next."""
 
 
-def share_table(url: str, data: Data) -> ObjectRef[SliceTable]:
+def share_table(url: str, data: Data, *, trainings: int = 1) -> ObjectRef[SliceTable]:
     """Decodes a dataset with one Ray task a shard, and returns a reference to the one table made of them.
 
-    `ray.get` of it copies nothing: the arrays are read-only views of the object store. Needs a running Ray. Raises
-    DataError at once for a missing card and unknown labels, and for damaged shards before it returns.
+    `ray.get` of it copies nothing: the arrays are read-only views of the object store. Needs a running Ray.
+    `trainings`: how many will read it at the same time. Raises DataError at once for a missing card, unknown labels and
+    windows that the store cannot hold, and for damaged shards before it returns.
     """
     card = read_card(url)
     index = class_index(card, data, url)
     about = (url, card, data, index)
-    if table_bytes(card, data) <= STORE_SHARE * _smallest_store():
+    size, room = table_bytes(card, data), STORE_SHARE * _smallest_store()
+    if size > room:
+        _refuse_wide_windows(url, card, data, room, trainings)
+    if size <= room:
         table = _assemble.remote(card, data, url, *(_decode.remote(shard, *about) for shard in card.shards))
     else:
         facts, images, masks = zip(*(_decode_apart.remote(shard, *about) for shard in card.shards), strict=True)
@@ -54,6 +59,25 @@ def share_table(url: str, data: Data) -> ObjectRef[SliceTable]:
             raise error.cause from None
         raise
     return table
+
+
+def _refuse_wide_windows(url: str, card: Card, data: Data, room: float, trainings: int) -> None:
+    """Raises DataError where the slices that trainings hold leave the store no room: all would be read from disk anew.
+
+    A training holds the window that it shuffles and the next one. Its workers read the same slices, other trainings
+    others.
+    """
+    cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    on_a_node = max(1, min(-(-trainings // len(cores)), max(cores)))  # a training takes a core or more
+    rows = sum(shard.rows for shard in card.shards)
+    slice_bytes = table_bytes(card, data) / rows
+    if on_a_node * min(2 * data.window, rows) * slice_bytes > room:
+        raise DataError(
+            f"{url}: data.window: {data.window:,} slices are {min(data.window, rows) * slice_bytes / 1e9:.2g} GB; "
+            f"{on_a_node} trainings on a node would hold two windows each, and its object store has {room / 1e9:.2g} GB for "
+            f"them: set data.window to {max(1, int(room / on_a_node / slice_bytes / 2)):,} or less, or give Ray a larger "
+            "store"
+        )
 
 
 def _smallest_store() -> float:

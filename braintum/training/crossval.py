@@ -15,7 +15,7 @@ import torch
 from braintum import storage
 from braintum.config import Experiment
 from braintum.connect import connect
-from braintum.data.folds import held_out_folds, region_counts
+from braintum.data.folds import DEFAULT_FOLDS, held_out_folds, region_counts
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
 from braintum.evaluation.summary import summarise
@@ -71,7 +71,9 @@ def crossval(
     refuse_at_once(whole.data_url, whole.out, resume=resume)
     connect(progress.say)
     refuse_unplaceable(workers, experiment.training.device)  # before reading makes a resting cluster grow
-    table_ref = table_ref or share_table(whole.data_url, experiment.data)
+    table_ref = table_ref or share_table(
+        whole.data_url, experiment.data, trainings=1 if workers > 1 else at_once or folds or DEFAULT_FOLDS
+    )
     table: SliceTable = ray.get(table_ref)
     specs = fold_specs(whole, table, workers)
     say_region(experiment, table, progress)

@@ -75,7 +75,7 @@ def search(
     slots = Slots.of(space.resources, space.experiment(next(iter(space.architectures)), {}).training.device)
     if not slots.filled:
         progress.say("no node has room for a trial yet: they wait until the cluster grows")
-    tables = {name: share_table(data_url, data) for name, data in views.items()}
+    tables = {name: share_table(data_url, data, trainings=slots.count) for name, data in views.items()}
     table, folds = refuse_unusable(space, tables)
     widest = max(views.values(), key=lambda data: (data.region == "whole", data.image_size))
     leaks = refuse_leaks(ray.get(tables[view(widest)]), widest, allow=allow_leak)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -29,6 +30,20 @@ def test_the_shared_table_is_the_loaded_one(write) -> None:
     one = next(ordered_batches(shared, np.arange(9), 9))
     assert (one.image_BCHW == next(ordered_batches(loaded, np.arange(9), 9)).image_BCHW).all()
     assert len(list(Batches(shared, np.arange(9), batch_size=3, seed=0, augment=None).epoch(0))) == 3
+
+
+def test_windows_that_the_store_cannot_hold_are_refused(write) -> None:
+    """Of 2,048 pixels a side, a slice takes 8 MB of the table, and these ones take more than the store has."""
+    import ray
+
+    count = int(max(node["Resources"]["object_store_memory"] for node in ray.nodes()) / 2 / 2048**2) + 1
+    url, card = write([make_row(f"r{i}", "ab"[i % 2]) for i in range(count)])
+    with pytest.raises(DataError, match=r"data.window: 16,384 slices are .* set data.window to [1-9]\d* or less") as one:
+        share_table(url, Data(image_size=2048))
+    with pytest.raises(DataError, match="2 trainings on a node would hold two windows each") as two:
+        share_table(url, Data(image_size=2048), trainings=2)
+    fits_one, fits_two = (int(re.search(r"to (\d+) or", str(error.value))[1]) for error in (one, two))
+    assert abs(fits_one - 2 * fits_two) <= 1
 
 
 def test_a_damaged_shard_is_the_users_one_line(write) -> None:
