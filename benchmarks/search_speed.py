@@ -2,21 +2,22 @@
 
     python benchmarks/search_speed.py [--rounds 3] [--trials 20]
 
-The same space, folds, sampler (Optuna's TPE) and early stopping (ASHA, one rung after a fold) in each; all train through
-`trial_epochs`, so that an epoch is the same work everywhere, checkpoint and history included. Each arm is a process of
-its own, timed from its start; on two cores, two trials at a time, one thread each:
+The same space, folds, sampler (Optuna's TPE) and early stopping (ASHA, one rung after a fold) in each; all train
+through `trial_epochs`, so that an epoch is the same work everywhere, checkpoint and history included. Each arm is a
+process of its own, timed from its start; on two cores, two trials at a time, one thread each:
 
-- `braintum`: `search`, with Optuna's file, trials' records and progress as always. The cross-validations that follow are
-  no part of what is measured: every arm's time ends with its last epoch.
-- `documented`: a TorchTrainer inside a Tune function, TuneReportCallback, OptunaSearch, ASHAScheduler, as "Hyperparameter
-  Tuning with Ray Tune" of Ray Train's user guides has it (docs.ray.io), with the table in the object store.
+- `braintum`: `search`, with Optuna's file, trials' records and progress as always. The cross-validations that follow
+  are no part of what is measured: every arm's time ends with its last epoch.
+- `documented`: a TorchTrainer inside a Tune function, TuneReportCallback, OptunaSearch, ASHAScheduler, as
+  "Hyperparameter Tuning with Ray Tune" of Ray Train's user guides has it (docs.ray.io), the table in the object store.
 - `function`: a plain Tune function trainable with the same searcher and scheduler.
 - `optuna`: two processes with `study.optimize`, one journal file and SuccessiveHalvingPruner, as Optuna's tutorial on
   parallel optimisation advises; each loads the table itself.
 
 `busy` is the time in which epochs ran over wall time × 2; from the first step on, the wall time begins with the first
-epoch of all. `cpu` is the CPU time of all of an arm's processes over the same. `idle` is the time between the end of a trial and the first step of the next in the same slot. Epochs an
-hour compare engines: which trials are stopped early differs from arm to arm.
+epoch of all. `cpu` is the CPU time of all of an arm's processes over the same. `idle` is the time between the end of a
+trial and the first step of the next in the same slot. Epochs an hour compare engines: which trials are stopped early
+differs from arm to arm.
 """
 
 from __future__ import annotations
@@ -102,7 +103,9 @@ def main() -> None:
         "braintum_over_optuna_from_first_step_each_round": ratios("epochs_an_hour_from_first_step", "optuna"),
         "medians": medians,
     }
-    record("search_speed", results, f"python benchmarks/search_speed.py --rounds {asked.rounds} --trials {asked.trials}")
+    record(
+        "search_speed", results, f"python benchmarks/search_speed.py --rounds {asked.rounds} --trials {asked.trials}"
+    )
 
 
 def measure(arm: str, folder: Path, trials: int) -> dict[str, float]:

@@ -95,7 +95,7 @@ def ingest_nifti(
     ] = None,
     case: Annotated[
         str | None,
-        typer.Option(help="Of a folder: regular expression for the patient in a volume's name, as '^[^/]+'; else all."),
+        typer.Option(help="Of a folder: regular expression for the patient in a volume's name, as '^[^/]+'."),
     ] = None,
     label: Annotated[str | None, typer.Option(help="Of a folder: the label of all volumes.")] = None,
     slices: Slices = "20",
@@ -114,7 +114,7 @@ def ingest_nifti(
 ) -> None:
     """Ingests NIfTI volumes (.nii, .nii.gz): a folder by a pattern, or a CSV.
 
-    Several volumes of one patient need --case, or the CSV's column, so that no split parts them.
+    No split parts the volumes of one patient: --case, or the CSV's column, says which are.
     """
     from braintum.console import print_card
     from braintum.data.ingest import nifti

@@ -43,7 +43,7 @@ def _ask(url: str, operation: Callable[[fsspec.AbstractFileSystem, str], T]) -> 
     """
     try:
         filesystem, path = fsspec.core.url_to_fs(url, **_options(url))
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:  # the last: FTP and SSH connect at once
         raise StorageError(f"{url}: {error}") from None
     server = "/".join(url.split("/")[:3])
     stranger = is_stranger(server) and not _is_local(url)

@@ -35,8 +35,8 @@ STEPS_AHEAD = 8
 class Batch(NamedTuple):
     """One worker's share of a step.
 
-    image_BCHW: float32 in [0, 1], min-max per slice and channel. mask_BKHW: float32, 0 or 1; zero where has_mask_B is
-    false. label_B: int64, -1 for none. The counts and `global_label_B` are of the whole step, over all workers: what
+    image_BCHW: float32 in [0, 1], min-max per slice and channel; slices of volumes as their volume was scaled.
+    mask_BKHW: float32, 0 or 1; zero where has_mask_B is false. label_B: int64, -1 for none. The counts and `global_label_B` are of the whole step, over all workers: what
     loss terms divide by.
     """
 

@@ -72,11 +72,11 @@ def _refuse_wide_windows(url: str, card: Card, data: Data, room: float, training
     rows = sum(shard.rows for shard in card.shards)
     slice_bytes = table_bytes(card, data) / rows
     if on_a_node * min(2 * data.window, rows) * slice_bytes > room:
+        fits = max(1, int(room / on_a_node / slice_bytes / 2))
         raise DataError(
             f"{url}: data.window: {data.window:,} slices are {min(data.window, rows) * slice_bytes / 1e9:.2g} GB; "
-            f"{on_a_node} trainings on a node would hold two windows each, and its object store has {room / 1e9:.2g} GB for "
-            f"them: set data.window to {max(1, int(room / on_a_node / slice_bytes / 2)):,} or less, or give Ray a larger "
-            "store"
+            f"{on_a_node} trainings on a node would hold two windows each, and its object store has "
+            f"{room / 1e9:.2g} GB for them: set data.window to {fits:,} or less, or give Ray a larger store"
         )
 
 

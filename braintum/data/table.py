@@ -184,6 +184,10 @@ def decode_shard(
         values = rows[name].to_pylist()
         return [values[row] for row in kept]
 
+    low_RC = np.array([found.low_C for found in views.values()], np.float32).reshape(-1, card.channels)
+    high_RC = np.array([found.high_C for found in views.values()], np.float32).reshape(-1, card.channels)
+    if "intensity" in card.options:  # whole volumes were scaled: a slice of them keeps its place in that
+        low_RC[:], high_RC[:] = 0, 255 if card.dtype == "uint8" else 1
     names = (column(name) for name in ("source_fold", "slice_id", "case_id", "label"))
     for fold, slice_id, case, label in zip(*names, strict=True):
         refuse_names(f"{url}/{shard.file}", fold, slice_id=slice_id, case=case, label=label)
@@ -195,8 +199,8 @@ def decode_shard(
         has_tumour_R=np.array([found.has_tumour for found in views.values()], bool),
         shown_R=np.array([found.shown for found in views.values()], bool),
         label_R=np.array([-1 if label is None else index[label] for label in column("label")], np.int64),
-        low_RC=np.array([found.low_C for found in views.values()], np.float32).reshape(-1, card.channels),
-        high_RC=np.array([found.high_C for found in views.values()], np.float32).reshape(-1, card.channels),
+        low_RC=low_RC,
+        high_RC=high_RC,
         spacing_R2=np.array(spacing, np.float32).T.reshape(-1, 2),
         native_tumour=np.frombuffer(b"".join(native), np.uint8),
         native_bytes_R=np.array([len(packed) for packed in native], np.int64),

@@ -19,8 +19,8 @@ import torch
 from braintum import storage
 from braintum.config import Experiment, digest_of
 from braintum.connect import connect
-from braintum.data.shards import read_card
 from braintum.data.folds import DEFAULT_FOLDS
+from braintum.data.shards import read_card
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable, class_index, class_names
 from braintum.evaluation.cascade import NAME, as_one, classified_crops
@@ -67,8 +67,7 @@ def cascade(
         refuse_unplaceable(workers, experiment.training.device)
     side_by_side = 1 if workers > 1 else folds or DEFAULT_FOLDS
     shared = {
-        part: share_table(whole.data_url, experiment.data, trainings=side_by_side)
-        for part, experiment in parts.items()
+        part: share_table(whole.data_url, experiment.data, trainings=side_by_side) for part, experiment in parts.items()
     }
     tables: dict[str, SliceTable] = {part: ray.get(reference) for part, reference in shared.items()}
     specs = {part: fold_specs(spec, tables[part], workers) for part, spec in of_part.items()}

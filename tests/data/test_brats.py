@@ -55,6 +55,18 @@ def years(tmp_path: Path) -> dict[str, Path]:
     return roots
 
 
+def test_a_case_of_another_name_is_listed(years: dict[str, Path]) -> None:
+    root = years["2021"]
+    write_case(root / "BraTS2021_00002", 7)
+    (root / "BraTS2021_00002").rename(root / "patient two")
+    url, card = ingest(root)
+    assert card.num_cases == 1
+    with open(f"{url}/rejected.csv", newline="") as file:
+        assert list(csv.reader(file))[1:] == [
+            ["patient two", "no patient two_t1ce.nii or .nii.gz; choose other --modalities"]
+        ]
+
+
 @pytest.mark.parametrize(
     ("year", "classes", "cases"),
     [

@@ -15,6 +15,8 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
 from braintum.cli import main
+from braintum.data.ingest.dicom_files import found
+from braintum.data.ingest.dicom_series import is_contrast_t1
 from braintum.data.ingest.slicing import Slicing
 from braintum.data.schema import DataError
 from braintum.data.shards import read_shard
@@ -72,6 +74,30 @@ def test_the_contrast_enhanced_t1_is_taken_by_its_description(root: Path, descri
     url = ingest(root, labels=labels)[0]
     only = ingest(root / f"s{descriptions.index(expected)}", "../only", labels=labels, series=".*")[0]
     np.testing.assert_array_equal(pixels(url), pixels(only))
+
+
+CONTRAST = (
+    "T1 post Gd", "T1 +C", "T1 MPRAGE KM", "T1C", "T1 post contrast", "T1 con contraste", "T1 avec gado", "CE-T1",
+    "AX T1 C+", "t1ce", "T1 nach KM", "T1 dopo mdc", "T1 c/c", "T1 apres injection", "T1 basal ganglia +C",
+)  # fmt: skip
+NATIVE = (
+    "T1 no contrast", "T1 no Gd", "T1 before contrast", "T1 precontrast", "T1 pre-contrast", "T1 w/out", "T1 w/o Gd",
+    "T1 C-", "T1 -C", "T1 vor KM", "T1 o. KM", "T1 ohne KM", "T1 sin contraste", "T1 s/c", "T1 senza mdc",
+    "T1 sans gado", "T1 sans injection", "T1 non-contrast", "T1 noncontrast", "T1 nativ", "T1 unenhanced", "T1 basal",
+    "T1 before Gd", "T1 sem contraste", "T1 prima del mdc", "T1 without gadolinium", "T1 avant injection",
+)  # fmt: skip
+
+
+def test_descriptions_say_with_or_without_contrast(root: Path) -> None:
+    """In the languages of consoles, whatever ContrastBolusAgent says of those without: many scanners fill it always."""
+    for number, description in enumerate([*CONTRAST, *NATIVE]):
+        agent = {"ContrastBolusAgent": "Gadovist"} if description in NATIVE else {}
+        write_series(root / f"{number:02d}", head()[:, :, :1], SeriesDescription=description, **agent)
+    headers, unreadable, _ = found(root)
+    assert not unreadable
+    taken = {header.description: is_contrast_t1(header) for header in headers}
+    assert [description for description in CONTRAST if not taken[description]] == []
+    assert [description for description in NATIVE if taken[description]] == []
 
 
 TAGS = {"SeriesDescription": "", "ContrastBolusAgent": "Gadovist", "ScanningSequence": "SE", "EchoTime": 12.0,

@@ -36,7 +36,7 @@ def test_any_direction_gives_the_slices_that_nifti_gives(root: Path, axes: str, 
     write_nifti(root.parent / "nifti/a_t1.nii", head(), at)
     write_nifti(root.parent / "nifti/a_seg.nii", tumour(), at)
     same = str(root.parent / "same")
-    ingest_nifti(root.parent / "nifti", same, image="*_t1.nii", mask="*_seg.nii", slicing=ALL)
+    ingest_nifti(root.parent / "nifti", same, image="*_t1.nii", mask="*_seg.nii", case=".+", slicing=ALL)
     url, card = ingest(root, slicing=ALL, strict=True)
     assert card.num_slices == 10
     np.testing.assert_array_equal(pixels(url), pixels(same))

@@ -319,3 +319,46 @@ class TestInParallel:
         assert {name: after[name] for name in before} == before
         assert len(before) == 5
         assert card == self.alone(source, names, tmp_path / "alone", monkeypatch)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_would_take_long_is_read_by_several_processes(
+    arrays: tuple[Arrays, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six chunks are few for pictures; of volumes they are minutes."""
+    source, names = arrays
+
+    def readers(out: str) -> set[str]:
+        folder = tmp_path / f"{out}-pids"
+        folder.mkdir()
+        watched = replace(source, before=lambda name: (folder / str(os.getpid())).touch())
+        ingest(watched, names, str(tmp_path / out), ABOUT)
+        return {file.name for file in folder.iterdir()}
+
+    assert readers("quick") == {str(os.getpid())}
+    monkeypatch.setattr(engine, "LONG_SECONDS", 0.0)
+    assert readers("slow") > {str(os.getpid())}, "the first items, and then Ray's workers"
+    assert read_card(str(tmp_path / "slow")) == read_card(str(tmp_path / "quick"))
+
+
+NO_CORES = """
+import sys
+from example_source import ABOUT, TWO, Arrays, write_arrays
+from pathlib import Path
+from braintum.connect import start_local
+from braintum.data.ingest import engine
+engine.SHARD_BYTES, engine.FEW = TWO, 0
+folder = Path(sys.argv[1])
+names = write_arrays(folder / "arrays", 6)
+start_local(num_cpus=0)
+print(engine.ingest(Arrays(folder / "arrays"), names, str(folder / "out"), ABOUT).num_slices)
+"""
+
+
+@pytest.mark.ray
+def test_a_head_that_offers_no_cores_reads_its_own_files(tmp_path: Path) -> None:
+    """As heads of clusters are set up, so that nothing is trained on them."""
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = [sys.executable, "-c", NO_CORES, str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.split()) == (0, ["6"]), done.stderr[-2000:]

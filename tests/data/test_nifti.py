@@ -14,6 +14,7 @@ from command_line import refused
 from example_scans import affine, head, tumour, write_nifti
 
 from braintum.cli import main
+from braintum.data.batches import ordered_batches
 from braintum.data.ingest.nifti import ingest_nifti
 from braintum.data.ingest.slicing import Slicing
 from braintum.data.ingest.volumes import MaskValues
@@ -43,6 +44,33 @@ def ingest(path: Path, out: str = "out", **options):
 def rejected(url: str) -> list[list[str]]:
     with open(f"{url}/rejected.csv", newline="") as file:
         return list(csv.reader(file))[1:]
+
+
+def test_nothing_of_a_folder_is_passed_over_in_silence(folder: Path) -> None:
+    """Folders that links lead to are read, and a mask without its image is listed."""
+    (folder / "p2").rename(folder.parent / "elsewhere")
+    (folder / "p2").symlink_to(folder.parent / "elsewhere")
+    (folder / "p2/round").symlink_to(folder)  # a link that leads back
+    (folder / "p1/before_t1.nii.gz").unlink()
+    url, card = ingest(folder, **PATTERNS, case="^[^/]+")
+    assert (card.num_cases, card.num_slices) == (2, 6)
+    assert rejected(url) == [["scans/p1/before_seg.nii.gz", "image: no such file; replace or remove it"]]
+    with pytest.raises(DataError, match=r"p1/before_seg\.nii\.gz: image: no such file"):
+        ingest(folder, "strict", **PATTERNS, case="^[^/]+", strict=True)
+
+
+def test_a_slice_keeps_its_place_in_its_volumes_scale(folder: Path) -> None:
+    """A dim slice is dim in a batch too: it is not stretched to [0, 1] by itself."""
+    image = head()
+    image[:, :, 6] //= 2
+    write_nifti(folder / "p1/before_t1.nii.gz", image)
+    url, _ = ingest(folder, **PATTERNS, case="^[^/]+", slicing=Slicing("all", size=32, intensity="minmax"))
+    table = load_table(url, Data(image_size=32))
+    names = [f"p1/before-{number:03d}" for number in (6, 7)]
+    batch = next(ordered_batches(table, np.array([table.slice_id_R.index(name) for name in names]), 2))
+    dim, bright = batch.image_BCHW.amax((1, 2, 3)).tolist()
+    assert 0.4 < dim / bright < 0.6
+    assert bright > 0.9
 
 
 def test_a_pattern_names_volumes_and_finds_their_masks(folder: Path) -> None:
@@ -216,6 +244,7 @@ def test_no_more_voxels_than_memory_takes(tmp_path: Path) -> None:
         ({"image": "t1.nii"}, "--image t1.nii: expected a pattern with a *"),
         ({"image": "*/*_t1.nii.gz", "mask": "*_seg.nii.gz"}, "--image */*_t1.nii.gz --mask *_seg.nii.gz: expected"),
         ({"image": "*_t2.nii.gz"}, "scans: --image *_t2.nii.gz finds none of 8 files"),
+        (PATTERNS, "--case is missing: which part of a volume's name is its patient?"),
         ({**PATTERNS, "case": "^q"}, "--case ^q: matches nothing in 'p1/after', so its patient is not known"),
         ({**PATTERNS, "case": "("}, "--case (: no regular expression: missing )"),
         ({"image": "*_t1.nii.gz"}, "neither a mask nor a label"),

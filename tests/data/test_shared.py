@@ -37,8 +37,10 @@ def test_windows_that_the_store_cannot_hold_are_refused(write) -> None:
     import ray
 
     count = int(max(node["Resources"]["object_store_memory"] for node in ray.nodes()) / 2 / 2048**2) + 1
-    url, card = write([make_row(f"r{i}", "ab"[i % 2]) for i in range(count)])
-    with pytest.raises(DataError, match=r"data.window: 16,384 slices are .* set data.window to [1-9]\d* or less") as one:
+    url = write([make_row(f"r{i}", "ab"[i % 2]) for i in range(count)])[0]
+    with pytest.raises(
+        DataError, match=r"data.window: 16,384 slices are .* set data.window to [1-9]\d* or less"
+    ) as one:
         share_table(url, Data(image_size=2048))
     with pytest.raises(DataError, match="2 trainings on a node would hold two windows each") as two:
         share_table(url, Data(image_size=2048), trainings=2)

@@ -90,7 +90,12 @@ def test_nifti(kind: str, part: str) -> None:
             (Path(folder) / f"in/a_{'t1' if part == 'image' else 'seg'}.{kind}").write_bytes(content)
             slices_or_one_line(
                 lambda: ingest_nifti(
-                    Path(folder) / "in", f"{folder}/out", image=f"*_t1.{kind}", mask=f"*_seg.{kind}", slicing=FEW
+                    Path(folder) / "in",
+                    f"{folder}/out",
+                    image=f"*_t1.{kind}",
+                    mask=f"*_seg.{kind}",
+                    case=".+",
+                    slicing=FEW,
                 )
             )
 

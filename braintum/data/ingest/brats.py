@@ -10,7 +10,7 @@ say it. Scans are skull-stripped: what is 0 in every modality is not head, and s
 from __future__ import annotations
 
 import csv
-import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from braintum.data.ingest.engine import About, ingest, refuse_other
 from braintum.data.ingest.nifti import ENDINGS, as_float, few_bits, read_scan
 from braintum.data.ingest.slicing import Case, Slicing, slices_of
 from braintum.data.ingest.volumes import MaskValues, refuse_other_grid
+from braintum.data.ingest.walk import files_below, local
 from braintum.data.schema import Card, DataError, Row
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
@@ -29,6 +30,7 @@ GRADES = ("HGG", "LGG")
 MASK = MaskValues(tumour=(1, 3, 4), oedema=(2,))
 MASK_NAMES = ("_seg", "_segm")
 """What a mask's name ends with; one case of 2020 has the second, and a name that is not its folder's."""
+OF_A_CASE = (*(f"_{modality}" for modality in MODALITIES), *MASK_NAMES)
 NAME_MAPPING = "name_mapping.csv"
 
 
@@ -62,7 +64,7 @@ def ingest_brats(
     for modality in modalities:
         if modality not in MODALITIES or list(modalities).count(modality) > 1:
             raise DataError(f"modalities: {','.join(modalities)}: expected each once, of {', '.join(MODALITIES)}")
-    root = Path(path).resolve()
+    root = local(path).resolve()
     if not root.is_dir():
         raise DataError(f"{path}: no such folder")
     folders = _found(root, modalities, label)
@@ -75,16 +77,17 @@ def ingest_brats(
 
 
 def _found(root: Path, modalities: Sequence[str], label: str | None) -> list[Folder]:
-    """A folder that holds a file of its own name and any modality is a case."""
+    """A folder that holds a modality or a mask is a case; one whose files have another name lacks them."""
     folders: list[Folder] = []
     grades: dict[str, str] = {}
-    for place, subfolders, files in os.walk(root):
-        subfolders.sort()
-        folder = Path(place)
-        if NAME_MAPPING in files:
-            grades |= _grades(folder / NAME_MAPPING)
-        stem_of = {stem: folder / file for file in sorted(files) if (stem := _stem(file))}
-        if not any(f"{folder.name}_{modality}" in stem_of for modality in MODALITIES):
+    files_of: dict[Path, list[Path]] = defaultdict(list)
+    for file in files_below(root):
+        files_of[file.parent].append(file)
+        if file.name == NAME_MAPPING:
+            grades |= _grades(file)
+    for folder, files in files_of.items():
+        stem_of = {stem: file for file in files if (stem := _stem(file.name))}
+        if not any(stem.lower().endswith(OF_A_CASE) for stem in stem_of):
             continue
         masks = [file for stem, file in stem_of.items() if stem.lower().endswith(MASK_NAMES)]
         where = folder.relative_to(root).as_posix() if folder != root else folder.name

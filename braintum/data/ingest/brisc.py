@@ -34,6 +34,7 @@ from PIL import Image
 
 from braintum.data.ingest.engine import About, ingest, refuse_other
 from braintum.data.ingest.pictures import picture_group, read_image, read_mask, refuse_size, sized
+from braintum.data.ingest.walk import files_below, local
 from braintum.data.schema import TEST, Card, DataError, Row
 
 SIZE = 256
@@ -72,7 +73,7 @@ def ingest_brisc(
     """
     refuse_other(out)
     refuse_size(size)
-    root = _find_root(Path(path))
+    root = _find_root(local(path))
     slices = _find_slices(root)
     if not slices:
         raise DataError(f"{root}: no picture in {' or '.join(TASKS)}")
@@ -99,7 +100,7 @@ def _find_slices(root: Path) -> list[_Slice]:
     wrong: list[_Slice] = []
     for task in TASKS:  # where a picture is in both, the one that the mask was drawn on
         here: set[tuple[str, bool]] = set()
-        for path in sorted((root / task).rglob("*")):
+        for path in files_below(root / task) if (root / task).is_dir() else ():
             if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
                 continue
             place, is_mask = str(path.relative_to(root)), path.parent.name == "masks"

@@ -31,6 +31,7 @@ from braintum.data.ingest.manifest import read_lines
 from braintum.data.ingest.nifti import read_scan
 from braintum.data.ingest.slicing import Case, Slicing, slices_of
 from braintum.data.ingest.volumes import Affine, MaskValues, Scan, Volume, canonical, refuse_other_grid
+from braintum.data.ingest.walk import local
 from braintum.data.schema import Card, DataError, Row, refuse_names
 
 SALT_LENGTH = 16
@@ -68,7 +69,7 @@ def ingest_dicom(
     slicing, mask_values = slicing or Slicing(), mask_values or MaskValues()
     choice = Choice(None if series is None else _expression(series), slicing.plane, allow_burned_in)
     label_of = {} if labels is None else _labels(Path(labels))
-    root = Path(path).resolve()
+    root = local(path).resolve()
     if not root.is_dir():
         raise DataError(f"{path}: no such folder")
     headers, unreadable, niftis = found(root)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import re
 import struct
 import warnings
@@ -26,6 +25,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 from braintum.data.ingest.bar import Bar
 from braintum.data.ingest.dicom_geometry import Frame, frames_of
 from braintum.data.ingest.nifti import ENDINGS
+from braintum.data.ingest.walk import files_below
 from braintum.data.schema import DataError
 
 BROKEN = (
@@ -112,7 +112,10 @@ def found(root: Path) -> tuple[list[Header], list[Unreadable], list[Path]]:
 
     Raises DataError for a folder that cannot be listed.
     """
-    paths = sorted(_listed(root), key=lambda path: path.relative_to(root).as_posix())
+    try:
+        paths = sorted(files_below(root), key=lambda path: path.relative_to(root).as_posix())
+    except OSError as error:
+        raise DataError(f"dicom: a folder cannot be listed: {error.strerror}; change its permissions") from None
     headers: list[Header] = []
     unreadable: list[Unreadable] = []
     with Bar("headers", len(paths)) as bar, quiet():
@@ -125,14 +128,6 @@ def found(root: Path) -> tuple[list[Header], list[Unreadable], list[Path]]:
                 unreadable.append(Unreadable(number, path, str(error)))
             bar.advance(1, len(unreadable))
     return headers, unreadable, [path for path in paths if path.name.endswith(ENDINGS)]
-
-
-def _listed(root: Path) -> list[Path]:
-    failures: list[OSError] = []
-    paths = [Path(place) / name for place, _, names in os.walk(root, onerror=failures.append) for name in names]
-    if failures:
-        raise DataError(f"dicom: a folder cannot be listed: {failures[0].strerror}; change its permissions")
-    return paths
 
 
 def _is_dicom(path: Path) -> bool:

@@ -25,10 +25,13 @@ OTHER = re.compile(
     r"t2|flair|stir|\b(dwi|adc|dti|diff\w*|tracew?|swi|swan|tof|mra|mrv|angio\w*|asl|bold|fmri|mrs|csi|svs|pd|rcbv|cbv|cbf)\b"
 )
 T1 = re.compile(r"t1|mp-?rage|spgr|bravo|\b(tfl|tfe|vibe|lava|thrive|flash)")
-NATIVE = re.compile(r"\b(pre|native?|plain|unenhanced|without|ohne|sans|w/?o)\b|non[- ]?(contrast|enh)|(?<!\w)-c\b")
+NATIVE = re.compile(  # in the languages of the scanners' consoles
+    r"\b(pre|nativ[aeo]?|plain|unenhanced|without|w/?o(ut)?|minus|before|nc|ohne|vor|sans|avant|sin|sem|senza|prima)\b|"
+    r"\b(pre|non?|o\.?)[- ]?(c\b|contrast|enh|gd|gad|inj|km|mdc)|\bs/c\b|\bbasal\b(?! gang)|(?<!\w)-c\b|\bc-(?!\w)"
+)
 CONTRAST = re.compile(
-    r"\+ ?(c\b|gd|gad|km|contrast)|\bc ?\+|\b(gd|gad\w*|ce|km|mdc)\b|(\b|t1w?)post\b(?! ?-?op)|contrast|"
-    r"enhanced|t1w?[- ]?(c|ce|gd)\b"
+    r"\+ ?(c\b|gd|gad|km|contrast)|\bc ?\+|\b(gd|gad\w*|ce|km|mdc|c/c|inj(ect\w*)?)\b|(\b|t1w?)post\b(?! ?-?op)|"
+    r"contrast|enhanced|t1w?[- ]?(c|ce|gd)\b"
 )
 NO_AGENT = ("", "none", "no", "n", "0", "nil", "without")
 UNUSED = "is a segmentation of no series that was taken; choose that one with --series, or remove the segmentation"

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import re
+import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ OURS = re.compile(r"(slices-\d+\.parquet|rejected\.csv|card\.json)(\.\w+\.part)?
 FEW = 16
 """Chunks up to which everything is read in this process: Ray would take longer to start."""
 FEW_ON_A_CLUSTER = 2
+LONG_SECONDS = 20.0
+"""Fewer chunks too are read in parallel where reading would take longer, as of volumes, judged by the second item."""
 
 Item = TypeVar("Item", contravariant=True)
 
@@ -82,10 +85,11 @@ def ingest(source: Source[Any], items: Sequence[Any], out: str, about: About, *,
     out = storage.resolve(out)
     if not items:
         raise DataError(f"{about.provenance}: no slices")
-    length = _chunk_length(source, items)
+    length, seconds = _chunk_length(source, items)
     chunks = [items[start : start + length] for start in range(0, len(items), length)]
     cluster = "RAY_ADDRESS" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    parallel = len(chunks) > (FEW_ON_A_CLUSTER if cluster else FEW)
+    many = len(chunks) > (FEW_ON_A_CLUSTER if cluster else FEW)
+    parallel = many or (len(chunks) > 1 and seconds * len(items) > LONG_SECONDS)
     try:
         # before any shard: one that was killed behind its first shard and before its note must be known as unfinished
         storage.write_json(storage.join(out, BEGUN), {"name": about.name, "provenance": about.provenance})
@@ -108,16 +112,23 @@ def refuse_other(out: str) -> None:
         raise DataError(f"{out}: exists; choose another --out")
 
 
-def _chunk_length(source: Source[Any], items: Sequence[Any]) -> int:
-    """Items whose slices fill a shard, judged by the first that can be read; all items where none has a slice."""
+def _chunk_length(source: Source[Any], items: Sequence[Any]) -> tuple[int, float]:
+    """Items whose slices fill a shard, by the first that can be read; all items where none has a slice.
+
+    And the seconds that reading one takes, by the second: the first waits for imports.
+    """
+    length = None
     for item in items:
+        began = time.perf_counter()
         try:
             size = sum(map(row_bytes, source.read(item)))
         except DataError:
             continue
+        if size and length is not None:
+            return length, time.perf_counter() - began
         if size:
-            return max(1, SHARD_BYTES // size)
-    return len(items)
+            length = max(1, SHARD_BYTES // size)
+    return length or len(items), 0.0
 
 
 def _write_all(

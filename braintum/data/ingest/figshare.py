@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 
 from braintum.data.ingest.engine import About, ingest, refuse_other
 from braintum.data.ingest.pictures import refuse_size, sized
+from braintum.data.ingest.walk import files_below, local
 from braintum.data.schema import Card, DataError, Row, refuse_names
 
 SIZE = 256
@@ -84,7 +85,7 @@ def ingest_figshare(
     """
     refuse_other(out)
     refuse_size(size)
-    places = _find(Path(path))
+    places = _find(local(path))
     folds = _read_folds(places.pop(FOLDS)) if FOLDS in places else None
     if not places:
         raise DataError(f"{path}: no N.mat in it, nor in an archive in it; give the folder of the download")
@@ -115,7 +116,7 @@ def _walk(path: Path) -> Iterator[_Place]:
     """All files, those in archives too, in a fixed order; not what macOS puts beside them."""
     if not path.exists():
         raise DataError(f"{path}: no such folder or archive")
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+    for file in files_below(path) if path.is_dir() else [path]:
         if file.name.startswith(".") or not file.is_file():
             continue
         if file.suffix.lower() != ".zip":

@@ -24,6 +24,7 @@ from pathlib import Path
 from braintum.data.ingest.engine import About, ingest, refuse_other
 from braintum.data.ingest.manifest import Line, read_lines
 from braintum.data.ingest.pictures import picture_group, read_image, read_mask, refuse_size, sized
+from braintum.data.ingest.walk import local
 from braintum.data.schema import TEST, Card, DataError, Row, refuse_names
 
 COLUMNS = (
@@ -47,7 +48,7 @@ def ingest_folder(
     """
     refuse_other(out)
     refuse_size(size)
-    root = Path(path)
+    root = local(path)
     manifest = _find_manifest(root)
     lines = _read_manifest(manifest)
     folds = {cells["fold"] for _, cells in lines if "fold" in cells} - {TEST}

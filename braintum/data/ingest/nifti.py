@@ -7,8 +7,8 @@
 folder. An empty cell is an unknown.
 
 By a pattern: `*` in "*_Scan_T1.nii.gz" stands for any text, folders too, and names the volume; the same text in the
-mask's pattern "*_Mask.nii.gz" finds its mask. Several `*` are filled in their order. A volume is a case of its own,
-unless a regular expression says which part of its name is the patient: "^[^/]+" for a folder a patient.
+mask's pattern "*_Mask.nii.gz" finds its mask. Several `*` are filled in their order. A regular expression says which
+part of a volume's name is the patient: "^[^/]+" for a folder a patient, ".+" where every volume is another patient's.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from braintum.data.ingest.engine import About, ingest, refuse_other
 from braintum.data.ingest.manifest import read_lines
 from braintum.data.ingest.slicing import Case, Slicing, slices_of
 from braintum.data.ingest.volumes import MAX_VOXELS, MaskValues, Scan, canonical, refuse_other_grid, shown
+from braintum.data.ingest.walk import files_below, local
 from braintum.data.schema import Card, DataError, Row, refuse_names
 
 ENDINGS = (".nii", ".nii.gz")
@@ -73,11 +74,12 @@ def ingest_nifti(
     """Writes a dataset of a folder's volumes, found by the patterns `image` and `mask`, or of those that a CSV lists.
 
     `case`: a regular expression, of which the first group (else all) that it matches in a volume's name is the
-    patient. `label`: of all volumes of a folder. Raises DataError for patterns that find nothing and for what the CSV
-    says wrongly, and as `ingest` does.
+    patient; a folder needs one, as scans of one patient on two sides of a split make scores that are not true.
+    `label`: of all volumes of a folder. Raises DataError for patterns that find nothing and for what the CSV says
+    wrongly, and as `ingest` does.
     """
     refuse_other(out)
-    path = Path(path)
+    path = local(path)
     if path.suffix.lower() == ".csv":
         for option, value in (("image", image), ("mask", mask), ("case", case), ("label", label)):
             if value is not None:
@@ -118,9 +120,14 @@ def _found(root: Path, image: str | None, mask: str | None, case: str | None, la
         raise DataError(
             f"{given}: expected a pattern with a *, as '*_t1.nii.gz', and as many in --mask; or a CSV as PATH"
         )
+    if case is None:
+        raise DataError(
+            "--case is missing: which part of a volume's name is its patient? --case '^[^/]+' for a folder a patient, "
+            "--case '.+' where every volume is another patient's"
+        )
     pattern = re.compile("(.+)".join(map(re.escape, image.split("*"))))
-    files = {file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()}
-    stars = {file: match.groups() for file in sorted(files) if (match := pattern.fullmatch(file))}
+    files = [file.relative_to(root).as_posix() for file in files_below(root)]
+    stars = {file: match.groups() for file in files if (match := pattern.fullmatch(file))}
     masks = {} if mask is None else {file: _filled(mask, star) for file, star in stars.items()}
     images = [file for file in stars if file not in set(masks.values())]
     if not images:
@@ -131,7 +138,17 @@ def _found(root: Path, image: str | None, mask: str | None, case: str | None, la
         where = f"{root.name}/{file}"
         refuse_names(where, name=name)
         entries.append(Entry(where, name, _case(case, name), file, masks.get(file), label))
-    return entries
+    return entries + ([] if mask is None else _masks_alone(root, files, {*images, *masks.values()}, image, mask))
+
+
+def _masks_alone(root: Path, files: Iterable[str], used: set[str], image: str, mask: str) -> list[Entry]:
+    """Masks whose image is not there, which reading them says."""
+    pattern = re.compile("(.+)".join(map(re.escape, mask.split("*"))))
+    stars = {file: match.groups() for file in files if file not in used and (match := pattern.fullmatch(file))}
+    return [
+        Entry(f"{root.name}/{file}", "/".join(star), "/".join(star), _filled(image, star), file, None)
+        for file, star in stars.items()
+    ]
 
 
 def _filled(pattern: str, stars: Iterable[str]) -> str:
@@ -139,9 +156,7 @@ def _filled(pattern: str, stars: Iterable[str]) -> str:
     return "".join(next(left) if part == "*" else part for part in re.split(r"(\*)", pattern))
 
 
-def _case(expression: str | None, name: str) -> str:
-    if expression is None:
-        return name
+def _case(expression: str, name: str) -> str:
     try:
         match = re.search(expression, name)
     except re.error as error:

@@ -24,8 +24,12 @@ def in_order(
     Tasks run on this node: files of a source, and a local `out`, may be on its disk alone.
     """
     connect(say)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    task = _write.options(scheduling_strategy=here)
+    node = ray.get_runtime_context().get_node_id()
+    cores = next(each["Resources"].get("CPU", 0) for each in ray.nodes() if each["NodeID"] == node)
+    task = _write.options(
+        num_cpus=min(1, cores),  # a head that offers none, so that nothing is trained on it, still reads its own files
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+    )
     shared, running = ray.put(source), deque[Any]()
     at_once = 2 * (os.cpu_count() or 1)
     waiting = iter(enumerate(chunks))
