@@ -36,8 +36,8 @@ class Batch(NamedTuple):
     """One worker's share of a step.
 
     image_BCHW: float32 in [0, 1], min-max per slice and channel; slices of volumes as their volume was scaled.
-    mask_BKHW: float32, 0 or 1; zero where has_mask_B is false. label_B: int64, -1 for none. The counts and `global_label_B` are of the whole step, over all workers: what
-    loss terms divide by.
+    mask_BKHW: float32, 0 or 1; zero where has_mask_B is false. label_B: int64, -1 for none. The counts and
+    `global_label_B` are of the whole step, over all workers: what loss terms divide by.
     """
 
     image_BCHW: Tensor
@@ -146,10 +146,13 @@ class _Gather:
     """Makes batches of rows of one table on one device."""
 
     def __init__(self, table: SliceTable, device: torch.device) -> None:
-        span_RC = table.high_RC - table.low_RC
+        low_RC, span_RC = table.low_RC, table.high_RC - table.low_RC
+        if table.scaled_by_volume:
+            whole = 255.0 if table.image_RCHW.dtype == np.uint8 else 1.0
+            low_RC, span_RC = np.zeros_like(low_RC), np.full_like(low_RC, whole)
         scale_RC = np.where(span_RC > 0, 1 / np.where(span_RC > 0, span_RC, 1), 0).astype(np.float32)
         self._table, self._device = table, device
-        self._low_RC11 = _tensor(table.low_RC[:, :, None, None]).to(device)
+        self._low_RC11 = _tensor(low_RC[:, :, None, None]).to(device)
         self._scale_RC11 = _tensor(scale_RC[:, :, None, None]).to(device)
         self._buffers: dict[str, Tensor] = {}
 

@@ -59,7 +59,8 @@ class Facts:
 class Slices(Facts):
     """Rows of a dataset, decoded and resized.
 
-    image_RCHW: uint8 as stored, or float16 in [0, 1] (min-max per slice and channel) for 16-bit sources.
+    image_RCHW: uint8 as stored, or float16 in [0, 1] for 16-bit sources: min-max per slice and channel, or as the card
+    says that whole volumes were scaled.
     mask_RHW: uint8 label map, zero where has_mask_R is false.
     """
 
@@ -77,6 +78,7 @@ class SliceTable(Facts):
 
     image_RCHW, mask_RHW: as of `Slices`, or fetched when asked for. part_ends: for each part (a shard's rows), the row
     behind its last. height, width: pixels of the original slices. digest: the dataset's, from its card.
+    scaled_by_volume: a batch takes images as they are, instead of each from its least to its greatest value.
     """
 
     image_RCHW: NDArray[np.uint8] | NDArray[np.float16] | Streamed
@@ -88,6 +90,7 @@ class SliceTable(Facts):
     height: int
     width: int
     digest: str
+    scaled_by_volume: bool = False
 
     def native_tumour_HW(self, row: int) -> NDArray[np.bool_] | None:
         """Where a slice has tumour, at the source's own size; None for one without a mask."""
@@ -169,7 +172,7 @@ def decode_shard(
             box = boxes[name_R[row]]
         elif data.margin is not None and mask_HW is not None:
             box = box_around(mask_HW == TUMOUR, data.margin)
-        return view(images[row], mask_HW, data, box)
+        return view(images[row], mask_HW, data, box, scaled=scaled_by_volume(card))
 
     views = {row: found for row in range(len(rows)) if (found := seen(row)) is not None}
     kept = list(views)
@@ -184,10 +187,6 @@ def decode_shard(
         values = rows[name].to_pylist()
         return [values[row] for row in kept]
 
-    low_RC = np.array([found.low_C for found in views.values()], np.float32).reshape(-1, card.channels)
-    high_RC = np.array([found.high_C for found in views.values()], np.float32).reshape(-1, card.channels)
-    if "intensity" in card.options:  # whole volumes were scaled: a slice of them keeps its place in that
-        low_RC[:], high_RC[:] = 0, 255 if card.dtype == "uint8" else 1
     names = (column(name) for name in ("source_fold", "slice_id", "case_id", "label"))
     for fold, slice_id, case, label in zip(*names, strict=True):
         refuse_names(f"{url}/{shard.file}", fold, slice_id=slice_id, case=case, label=label)
@@ -199,8 +198,8 @@ def decode_shard(
         has_tumour_R=np.array([found.has_tumour for found in views.values()], bool),
         shown_R=np.array([found.shown for found in views.values()], bool),
         label_R=np.array([-1 if label is None else index[label] for label in column("label")], np.int64),
-        low_RC=low_RC,
-        high_RC=high_RC,
+        low_RC=np.array([found.low_C for found in views.values()], np.float32).reshape(-1, card.channels),
+        high_RC=np.array([found.high_C for found in views.values()], np.float32).reshape(-1, card.channels),
         spacing_R2=np.array(spacing, np.float32).T.reshape(-1, 2),
         native_tumour=np.frombuffer(b"".join(native), np.uint8),
         native_bytes_R=np.array([len(packed) for packed in native], np.int64),
@@ -263,11 +262,17 @@ def _table(card: Card, data: Data, url: str, parts: Sequence[Facts], **pixels: A
         height=card.height,
         width=card.width,
         digest=card.digest,
+        scaled_by_volume=scaled_by_volume(card),
     )
 
 
 def _ends(parts: Sequence[Facts]) -> NDArray[np.int64]:
     return np.cumsum([len(part) for part in parts], dtype=np.int64)
+
+
+def scaled_by_volume(card: Card) -> bool:
+    """Whether a source brought each volume to [0, 1] as a whole: how bright a slice of it is then says something."""
+    return "intensity" in card.options
 
 
 def table_bytes(card: Card, data: Data) -> int:

@@ -26,8 +26,18 @@ class View(NamedTuple):
     has_tumour: bool
 
 
-def view(image_CHW: NDArray[Any], mask_HW: NDArray[np.uint8] | None, data: Data, box: Box | None = None) -> View:
-    """What `data` shows of a slice at the source's size, or of a `box` cut out of it."""
+def view(
+    image_CHW: NDArray[Any],
+    mask_HW: NDArray[np.uint8] | None,
+    data: Data,
+    box: Box | None = None,
+    *,
+    scaled: bool = False,
+) -> View:
+    """What `data` shows of a slice at the source's size, or of a `box` cut out of it.
+
+    `scaled`: floats are in [0, 1] as they are.
+    """
     side = data.image_size
     mask_HW = np.zeros(image_CHW.shape[1:], np.uint8) if mask_HW is None else mask_HW
     seen_HW = whole_HW = resize_mask(mask_HW, side, side)
@@ -35,7 +45,7 @@ def view(image_CHW: NDArray[Any], mask_HW: NDArray[np.uint8] | None, data: Data,
         image_CHW, seen_HW = image_CHW[:, *box], resize_mask(mask_HW[box], side, side)
     image_CHW = resize_image(image_CHW, side, side)
     if image_CHW.dtype != np.uint8:
-        image_CHW = _min_max(image_CHW)
+        image_CHW = image_CHW.astype(np.float16) if scaled else _min_max(image_CHW)
     low_C, high_C = image_CHW.min(axis=(1, 2)), image_CHW.max(axis=(1, 2))
     shown = True
     if data.region in MASKS:

@@ -79,7 +79,7 @@ def test_ingest_there_and_go_on_there(s3: str, tmp_path: Path, monkeypatch: pyte
     read: list[str] = []
     write_array(source.folder / "05.npy", 77)
     card = ingest(replace(source, before=read.append), names, url, EXAMPLE)
-    assert set(read) == {"00.npy", "04.npy", "05.npy", *names[6:]}
+    assert set(read) == {"00.npy", "01.npy", "04.npy", "05.npy", *names[6:]}
     assert card == ingest(source, names, str(tmp_path / "local"), EXAMPLE)
     assert storage.files_under(url) == storage.files_under(str(tmp_path / "local"))
     assert len(load_table(url, Data(image_size=SIDE))) == 9
