@@ -161,7 +161,7 @@ def whole_view(views: Collection[Data]) -> Data:
     widest = max(views, key=lambda data: (data.region == "whole", data.image_size))
     if widest.region == "whole" and widest.image_size >= THUMB:
         return widest
-    return Data(image_size=THUMB, classes=widest.classes)
+    return Data(image_size=THUMB, classes=widest.classes, window=1)  # read once and in order: nothing is shuffled
 
 
 def refuse_leaks(table: SliceTable, *, allow: bool) -> int:
