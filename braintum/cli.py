@@ -34,9 +34,11 @@ from braintum.options import (
     Workers,
     experiment_of,
     given,
+    refuse_unwritable,
     sees_whole,
     show,
     stdout_for,
+    writable,
 )
 from braintum.settings import ConfigError
 
@@ -59,13 +61,15 @@ def card(
     as_json: Json = False,
 ) -> None:
     """Shows a dataset: counts by class, case, fold and plane, slices to look at, histograms, licence, provenance."""
-    from braintum import storage
     from braintum.console import print_overview
     from braintum.data.overview import look
+    from braintum.data.shards import read_card
     from braintum.reporting.card import write_card_page
 
     with stdout_for(as_json):
-        summary = write_card_page(look(url), url, out or storage.join(url, "card"))
+        read_card(url)  # nothing is written where there is no dataset
+        folder = writable(out, url, "card")
+        summary = write_card_page(look(url), url, folder)
     show(summary, as_json, print_overview)
 
 
@@ -81,13 +85,24 @@ def audit(
             "--group-near-duplicates", help="Write into the dataset that its splits keep such slices together."
         ),
     ] = False,
+    exclude: Annotated[
+        str | None,
+        typer.Option(
+            callback=given,
+            help="CSV of slices never to be used from now on, as exclude.csv of an audit; written into the dataset.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Looks for one picture on two sides of a split, which makes scores too good, and for odd masks and images."""
-    from braintum import storage
+    """Looks for one picture on two sides of a split, which makes scores too good, and for odd masks and images.
+
+    Of several datasets also for ids of patients that stand in two. The way out of pairs: --group-near-duplicates for
+    two groups, --exclude for two folds, two datasets, or the test set and the rest.
+    """
     from braintum.console import print_audit
     from braintum.data import audit as audits
-    from braintum.data.shards import merge_groups
+    from braintum.data.exclusions import read_exclusions
+    from braintum.data.shards import exclude_slices, merge_groups
     from braintum.data.table import load_table
     from braintum.parts import Data
     from braintum.reporting.audit import write_audit
@@ -96,13 +111,21 @@ def audit(
         raise ConfigError("--group-near-duplicates: is for one dataset at a time; name one")
     named = dict(zip(_short_names(urls), urls, strict=True))
     with stdout_for(as_json):
+        audits.refuse_same(urls)
+        excluded = {name: ids for name, ids in read_exclusions(exclude, named).items() if ids} if exclude else {}
+        folder = writable(out, urls[0], "audit")
+        for url in [*(urls if group_near_duplicates else []), *(named[name] for name in excluded)]:
+            refuse_unwritable(url, "copy the dataset to where you may write, and name the copy")
+        for name, ids in excluded.items():
+            exclude_slices(named[name], ids)
         tables = {name: load_table(url, Data(image_size=audits.THUMB)) for name, url in named.items()}
         found = audits.audit(tables)
-        summary = write_audit(found, out or storage.join(urls[0], "audit"), named)
+        summary = write_audit(found, folder, named)
         merged = audits.merged_groups(found.pairs) if group_near_duplicates else {}
         if merged:
             merge_groups(urls[0], merged)
-    show({**summary, "merged_groups": len(merged)}, as_json, print_audit)
+    changed = {"merged_groups": len(merged), "excluded": sum(map(len, excluded.values()))}
+    show({**summary, **changed}, as_json, print_audit)
 
 
 def _short_names(urls: list[str]) -> list[str]:

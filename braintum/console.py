@@ -58,17 +58,27 @@ def print_audit(summary: Mapping[str, Any]) -> None:
     for parted, count in summary["pairs"].items():
         table.add_row("pairs that look alike", f"{count:,} {words[parted]}")
     if not summary["pairs"]:
-        table.add_row("pairs that look alike", "none that a split parts")
+        table.add_row("pairs that look alike", "none " + ("that a split parts" if len(summary["slices"]) == 1 else
+                      "in two datasets, or that a split parts"))  # fmt: skip
     if summary["copies"]:
         table.add_row("of them copies", f"{summary['copies']:,}, {summary['same_picture']:,} pixel by pixel")
     if summary["two_labels"]:
         table.add_row("of them with two labels", f"{summary['two_labels']:,}")
+    for kind, count in summary["same_ids"].items():
+        table.add_row(f"same {kind} id in two datasets", f"{count:,}: one patient in both, or a name that both use")
     for kind, count in summary["findings"].items():
         table.add_row(kind, f"{count:,}")
     if summary["merged_groups"]:
         table.add_row("groups kept together now", f"{summary['merged_groups']:,}")
+    if summary["excluded"]:
+        table.add_row("slices not used from now on", f"{summary['excluded']:,}")
     _print(table)
     print(f"lists and pictures: {summary['out']}")
+    if summary["pairs"].get("groups") and not summary["merged_groups"]:
+        print("to keep such groups together: the audit of that dataset alone, with --group-near-duplicates")
+    if summary["to_exclude"]:
+        listed, count = storage.join(summary["out"], "exclude.csv"), f"{summary['to_exclude']:,}"
+        print(f"to leave {count} slices out, so that no such pair is left: the same command with --exclude {listed}")
 
 
 def print_run(summary: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
@@ -53,7 +54,7 @@ Folds = Annotated[int | None, typer.Option(min=2, help="Number of folds; the sou
 Workers = Annotated[int, typer.Option(min=1, help="Worker processes of a training.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Stop at what cannot be read, instead of listing it in rejected.csv.")
+    bool, typer.Option("--strict", help="Stop at what cannot be read or used, instead of listing it in rejected.csv.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, all else to stderr.")]
 
@@ -66,6 +67,33 @@ def experiment_of(config: str | None, settings: list[str] | None) -> Experiment:
         if path in experiment.without_effect:
             raise ConfigError(f"--set {path}: has no effect {experiment.without_effect[path]}; leave it out")
     return experiment
+
+
+def writable(out: str | None, url: str, name: str) -> str:
+    """Where what is said of a dataset goes: to `out`, else to the folder `name` inside of the dataset.
+
+    Raises ConfigError where that cannot be written, before the work is done.
+    """
+    from braintum.storage import join
+
+    place = out or join(url, name)
+    refuse_unwritable(place, "give another --out" if out else "give a folder of yours with --out")
+    return place
+
+
+def refuse_unwritable(folder: str, way_out: str) -> None:
+    """Raises ConfigError for a folder or URL that takes no file; tries, as permissions do not tell."""
+    from braintum import storage
+
+    trial = storage.join(folder, f".{uuid.uuid4().hex[:8]}")
+    try:
+        storage.write_bytes(trial, b"")
+        storage.remove(trial)
+    except storage.StorageError:
+        raise
+    except Exception as error:  # every file system says it with an error of its own
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ConfigError(f"{folder}: cannot be written to ({reason}); {way_out}") from error
 
 
 def sees_whole(config: str | None) -> bool:

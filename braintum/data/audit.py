@@ -4,22 +4,27 @@ Two slices are one picture where their pixels are equal; nearly the same where t
 DISTANCE bits and thumbnails of 64×64 correlate by SIMILAR or more. On Cheng's set (2,400 slices) 201 pairs inside the
 author's folds reach 0.95, neighbours in one head, and none across them (0.949 at most): other patients' slices stay
 below, copies that were saved again, scaled or made brighter lie above COPY, as 4 of those neighbours do. Copies that
-were turned, flipped or cut are not found.
+were turned, flipped or cut are not found. Of several datasets also ids that stand in two are told, which may be one
+patient's: no pair of pictures shows that a patient was scanned twice.
 
 Shapes: R rows of a table, or of all tables one after another; H W pixels of a thumbnail.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from braintum.data.images import resize_plane
+from braintum.data.ledger import digest_of
 from braintum.data.neighbours import correlations, near_pairs
 from braintum.data.schema import TEST, DataError
+from braintum.data.shards import read_card
 from braintum.data.table import SliceTable
 from braintum.parts import Data
 
@@ -72,18 +77,40 @@ class Finding(NamedTuple):
     detail: str
 
 
+class SameId(NamedTuple):
+    """An id that stands in two datasets: one patient in both, or a name that both happen to use, such as a number."""
+
+    kind: Literal["case", "group"]
+    id: str
+    first_dataset: str
+    first_slices: int
+    second_dataset: str
+    second_slices: int
+
+
 class Audit(NamedTuple):
     """What was found in datasets that were looked at together. `num_slices`: by dataset."""
 
     num_slices: dict[str, int]
     pairs: list[Pair]
+    same_ids: list[SameId]
     findings: list[Finding]
 
 
 def audit(tables: Mapping[str, SliceTable]) -> Audit:
     """Looks at datasets, by the names that they are to be called by, as tables of whole slices."""
     findings = [found for name, table in tables.items() for found in _odd(name, table)]
-    return Audit({name: len(table) for name, table in tables.items()}, alike(tables), findings)
+    return Audit({name: len(table) for name, table in tables.items()}, alike(tables), same_ids(tables), findings)
+
+
+def refuse_same(urls: Sequence[str]) -> None:
+    """Raises DataError for two datasets of the same slices, whatever their URLs: all would be copies of themselves."""
+    known: dict[str, str] = {}
+    for url in urls:
+        content = digest_of(read_card(url).shards, {})
+        if content in known:
+            raise DataError(f"{url}: holds the same slices as {known[content]}; name a dataset once")
+        known[content] = url
 
 
 def alike(tables: Mapping[str, SliceTable]) -> list[Pair]:
@@ -108,21 +135,48 @@ def alike(tables: Mapping[str, SliceTable]) -> list[Pair]:
     return sorted(found, key=lambda pair: (not pair.same, -pair.correlation))
 
 
-def refuse_leaks(table: SliceTable, data: Data, *, allow: bool) -> int | None:
+def same_ids(tables: Mapping[str, SliceTable]) -> list[SameId]:
+    """Ids that stand in two datasets: of cases, and of groups where no case is known.
+
+    Groups that stand for a source's fold or for a picture (`fold:`, `picture:`) name no patient.
+    """
+    slices_of = {
+        name: Counter(filter(None, map(_id, table.case_id_R, table.group_R))) for name, table in tables.items()
+    }
+    return [
+        SameId(kind, name, a, slices_of[a][kind, name], b, slices_of[b][kind, name])
+        for a, b in combinations(tables, 2)
+        for kind, name in sorted(slices_of[a].keys() & slices_of[b].keys())
+    ]
+
+
+def _id(case: str | None, group: str) -> tuple[Literal["case", "group"], str] | None:
+    if case is not None:
+        return "case", case
+    return None if group.startswith(("fold:", "picture:")) else ("group", group)
+
+
+def whole_view(views: Collection[Data]) -> Data:
+    """In which view of a dataset `refuse_leaks` sees enough: one of `views`, or a small one of whole slices."""
+    widest = max(views, key=lambda data: (data.region == "whole", data.image_size))
+    if widest.region == "whole" and widest.image_size >= THUMB:
+        return widest
+    return Data(image_size=THUMB, classes=widest.classes, window=1)  # read once and in order: nothing is shuffled
+
+
+def refuse_leaks(table: SliceTable, *, allow: bool) -> int:
     """The short form before a search: copies on two sides of a split, counted, and refused unless `allow`.
 
-    None of a view of a region, or of less than THUMB pixels, which is not looked at. Raises DataError.
+    `table`: a `whole_view`. Raises DataError.
     """
-    if data.region != "whole" or data.image_size < THUMB:
-        return None
     copies = [pair for pair in alike({"data": table}) if pair.copy]
     if copies and not allow:
         first = copies[0]
         raise DataError(
             f"slices {first.first.slice_id!r} and {first.second.slice_id!r} are copies, in two {first.parted} (and "
             f"{len(copies) - 1} more such pairs), so scores would be too good; see `braintum audit`, which can keep "
-            "groups together (--group-near-duplicates); remove what is left, or search with --allow-leak, which every "
-            "table says"
+            "groups together (--group-near-duplicates) or leave slices out (--exclude), or search with --allow-leak, "
+            "which every table says"
         )
     return len(copies)
 

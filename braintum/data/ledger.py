@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Self
 
@@ -58,28 +58,36 @@ class Facts:
         return cls(Shard.model_validate(value["shard"]), (channels, height, width), value["dtype"], rows)
 
 
+class LeftOut(NamedTuple):
+    """A slice that is stored, and of no use beside another of the same picture. `reason` says the way out."""
+
+    row: RowFacts
+    reason: str
+
+
+class Known(NamedTuple):
+    """What is counted of a slice."""
+
+    label: str | None
+    case_id: str | None
+    source_fold: str | None
+    plane: str | None
+    has_mask: bool
+
+
 class Ledger:
     """Compares shards with those before, in the dataset's order, and counts for the card.
 
     `add` raises DataError for a duplicate slice id, images of several sizes, and one case in two source folds; `card`
-    for one picture (that is not of a single value) with two labels or masks, or where a split could part it from
-    itself, and for no rows at all.
+    for no rows at all. What one picture says twice is for the caller to leave out or to refuse (`left_out`).
     """
 
     def __init__(self) -> None:
         self._first: Facts | None = None
         self._where: dict[str, str] = {}
         self._fold_of_case: dict[str, str | None] = {}
-        self._labels: Counter[str] = Counter()
-        self._folds: Counter[str] = Counter()
-        self._planes: Counter[str] = Counter()
-        self._num_masks = 0
         self._num_mask_values = 1
-        self._cases_known = True
-        self._seen: dict[str, RowFacts] = {}
-        self._again: list[tuple[RowFacts, RowFacts]] = []
-        self._said: dict[tuple[str, str], tuple[str, RowFacts]] = {}
-        self._contradictions: list[str] = []
+        self._rows: list[RowFacts] = []
         self._shards: list[Shard] = []
 
     def add(self, facts: Facts) -> None:
@@ -90,19 +98,40 @@ class Ledger:
         for row in facts.rows:
             self._add(row)
 
+    def left_out(self) -> list[LeftOut]:
+        """Slices of one picture (that is not of a single value) that no training or score can use.
+
+        All of a picture with two labels or two masks: no model can learn both, and nobody here knows which is right.
+        Of one in two folds or, where folds are yet to be cut, in two groups: all but those on one side; that is the
+        source's test set, where it holds the picture, else the side of the first.
+        """
+        by_picture: dict[str, list[RowFacts]] = {}
+        for row in self._rows:
+            if not row.blank:  # blank slices may be alike
+                by_picture.setdefault(row.picture, []).append(row)
+        cut_by_group = len({row.source_fold for row in self._rows} - {None, TEST}) < 2
+        found = []
+        for rows in by_picture.values():
+            if len(rows) > 1:
+                found += _contradicting(rows) or _parted(rows, cut_by_group)
+        return found
+
     def card(
         self,
         name: str,
         provenance: str,
         licence: str | None,
         options: dict[str, Any] | None = None,
+        left_out: Sequence[LeftOut] = (),
         num_rejected: int = 0,
     ) -> Card:
-        """The card of a dataset of all shards that were added."""
+        """The card of a dataset of all shards that were added, less what is `left_out`."""
         if self._first is None:
             raise DataError(f"{provenance}: no slices")
-        self._refuse_contradictions()
-        self._refuse_parted()
+        excluded = {found.row.slice_id for found in left_out}
+        rows = [row for row in self._rows if row.slice_id not in excluded]
+        if not rows:
+            raise DataError(f"{provenance}: no slice is left; {left_out[0].reason}")
         channels, height, width = self._first.shape
         return Card.model_validate(
             {
@@ -111,20 +140,17 @@ class Ledger:
                 "width": width,
                 "channels": channels,
                 "dtype": self._first.dtype,
-                "classes": sorted(self._labels),
                 "masks": list(MASKS[: self._num_mask_values]),
-                "num_slices": len(self._where),
-                "num_masks": self._num_masks,
-                "num_cases": len(self._fold_of_case) if self._cases_known else None,
-                "slices_per_class": dict(sorted(self._labels.items())),
-                "slices_per_fold": dict(sorted(self._folds.items())),
-                "slices_per_plane": dict(sorted(self._planes.items())),
+                **counts(
+                    [Known(row.label, row.case_id, row.source_fold, row.plane, row.mask is not None) for row in rows]
+                ),
                 "provenance": provenance,
                 "options": options or {},
                 "licence": licence,
                 "num_rejected": num_rejected,
                 "shards": self._shards,
-                "digest": digest_of(self._shards, {}),
+                "excluded": sorted(excluded),
+                "digest": digest_of(self._shards, {}, excluded),
             }
         )
 
@@ -141,57 +167,69 @@ class Ledger:
                     "keep a case in one fold, or leave the folds out"
                 )
         self._where[row.slice_id] = row.where
-        self._cases_known &= row.case_id is not None
-        if row.label is not None:
-            self._labels[row.label] += 1
-        if row.source_fold is not None:
-            self._folds[row.source_fold] += 1
-        if row.plane is not None:
-            self._planes[row.plane] += 1
-        if row.mask is not None:
-            self._num_masks += 1
-            self._num_mask_values = max(self._num_mask_values, row.num_mask_values)
-        first = self._seen.setdefault(row.picture, row)
-        if not row.blank:  # blank slices may be alike
-            if first is not row:
-                self._again.append((first, row))
-            self._compare(row)
-
-    def _compare(self, row: RowFacts) -> None:
-        """Notes what else was said of the same picture before; what is not known contradicts nothing."""
-        for what, value in (("label", row.label), ("mask", row.mask)):
-            if value is None:
-                continue
-            known, first = self._said.setdefault((row.picture, what), (value, row))
-            if known != value:
-                which = f", {known!r} and {value!r}" if what == "label" else ""
-                self._contradictions.append(f"slices {first} and {row} are the same picture with two {what}s{which}")
-                break
-
-    def _refuse_contradictions(self) -> None:
-        """Raises DataError for a picture with two labels or two masks: no model can learn both."""
-        if self._contradictions:
-            more = f" (and {len(self._contradictions) - 1} more such slices)" * (len(self._contradictions) > 1)
-            raise DataError(f"{self._contradictions[0]}{more}; keep the one that is right, or correct the other")
-
-    def _refuse_parted(self) -> None:
-        """Raises DataError for a picture in two folds or, where folds are yet to be cut, in two groups."""
-        cut_by_group = len(set(self._folds) - {TEST}) < 2
-        parted = [(a, b) for a, b in self._again
-                  if a.source_fold != b.source_fold or (cut_by_group and a.group != b.group)]  # fmt: skip
-        if parted:
-            first, again = parted[0]
-            more = f" (and {len(parted) - 1} more such pairs)" * (len(parted) > 1)
-            raise DataError(
-                f"slices {first} and {again} are the same picture{more}, so a model could be scored on what it was "
-                "trained on; remove one, or give both the same case and fold"
-            )
+        self._num_mask_values = max(self._num_mask_values, row.num_mask_values)
+        self._rows.append(row)
 
 
-def digest_of(shards: Sequence[Shard], merged_groups: Mapping[str, str]) -> str:
-    """Names the content of a dataset, and what a split of it may part."""
-    merged = json.dumps(sorted(merged_groups.items())) if merged_groups else ""
-    return hashlib.sha256(("".join(shard.sha256 for shard in shards) + merged).encode()).hexdigest()
+def refuse_left_out(left_out: Sequence[LeftOut], way_out: str = "") -> None:
+    """Raises DataError if there is any; `way_out`: another one than the reasons say."""
+    if left_out:
+        raise DataError(f"{left_out[0].reason}{way_out} ({len(left_out)} such slices in all)")
+
+
+def counts(slices: Sequence[Known]) -> dict[str, Any]:
+    """The fields of a card that count slices."""
+    cases = {known.case_id for known in slices}
+
+    def counted(field: str) -> dict[str, int]:
+        return dict(sorted(Counter(value for known in slices if (value := getattr(known, field)) is not None).items()))
+
+    labels = counted("label")
+    return {
+        "classes": list(labels),
+        "num_slices": len(slices),
+        "num_masks": sum(known.has_mask for known in slices),
+        "num_cases": None if None in cases else len(cases),
+        "slices_per_class": labels,
+        "slices_per_fold": counted("source_fold"),
+        "slices_per_plane": counted("plane"),
+    }
+
+
+def _contradicting(rows: Sequence[RowFacts]) -> list[LeftOut]:
+    """All slices of a picture of which two labels or two masks are said; what is not known contradicts nothing."""
+    for what in ("label", "mask"):
+        said: dict[str, RowFacts] = {}
+        for row in rows:
+            if (value := getattr(row, what)) is not None:
+                said.setdefault(value, row)
+        if len(said) > 1:
+            (first, one), (second, other), *_ = said.items()
+            which = f", {first!r} and {second!r}" if what == "label" else ""
+            reason = f"slices {one} and {other} are the same picture with two {what}s{which}"
+            return [LeftOut(row, f"{reason}; keep the one that is right, or correct the other") for row in rows]
+    return []
+
+
+def _parted(rows: Sequence[RowFacts], cut_by_group: bool) -> list[LeftOut]:
+    """The slices of a picture that a split parts from the first one, or from the first of the source's test set."""
+    kept = next((row for row in rows if row.source_fold == TEST), rows[0])
+    why = (
+        "are the same picture, so a model could be scored on what it was trained on; remove one, or give both the same "
+        "case and fold"
+    )
+    return [
+        LeftOut(row, f"slices {kept} and {row} {why}")
+        for row in rows
+        if row.source_fold != kept.source_fold or (cut_by_group and row.source_fold != TEST and row.group != kept.group)
+    ]
+
+
+def digest_of(shards: Sequence[Shard], merged_groups: Mapping[str, str], excluded: Collection[str] = ()) -> str:
+    """Names the content of a dataset, what a split of it may part, and what is never used of it."""
+    changes = [sorted(changed) for changed in (merged_groups.items(), excluded) if changed]
+    parts = [*(shard.sha256 for shard in shards), *map(json.dumps, changes)]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def refuse_unlike(slice_id: str, where: str, shape: tuple[Shape, str], first: tuple[Shape, str]) -> None:

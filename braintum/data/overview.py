@@ -97,7 +97,10 @@ def _rows(rows: pa.Table, card: Card) -> Iterator[tuple[Seen, NDArray[Any], NDAr
     masks = pixels(rows["mask"], (card.height, card.width), "uint8")
     has_mask = rows["mask"].is_valid().to_pylist()
     facts = rows.drop_columns(["image", "mask"]).to_pylist()
+    excluded = set(card.excluded)
     for i, fact in enumerate(facts):
+        if fact["slice_id"] in excluded:
+            continue
         tumour_HW = masks[i] == TUMOUR if has_mask[i] else None
         tumour = None if tumour_HW is None else int(tumour_HW.sum())
         spacing = [np.nan if fact[f"spacing_{axis}_mm"] is None else fact[f"spacing_{axis}_mm"] for axis in "yx"]

@@ -97,7 +97,7 @@ class Card(BaseModel):
     dtype: Literal["uint8", "uint16", "float16"]
     classes: list[str] = Field(description="the labels that occur, sorted")
     masks: list[str] = Field(description="what the values 1, 2 of a mask mean")
-    num_slices: int
+    num_slices: int = Field(description="without those that are excluded, as all counts")
     num_masks: int = Field(description="slices with a mask, empty ones included")
     num_cases: int | None = Field(description="None where cases are not known")
     slices_per_class: dict[str, int]
@@ -106,10 +106,11 @@ class Card(BaseModel):
     provenance: str
     options: dict[str, bool | int | float | str | None] = Field({}, description="how slices were made of what was read")
     licence: str | None
-    num_rejected: int = Field(0, ge=0, description="what could not be read, listed in rejected.csv")
+    num_rejected: int = Field(0, ge=0, description="what could not be read or used, listed in rejected.csv")
     shards: list[Shard]
     merged_groups: dict[str, str] = Field({}, description="group: what it became part of, by `braintum audit`")
-    digest: str = Field(description="SHA-256 over the shards' digests and merged groups: names the content")
+    excluded: list[str] = Field([], description="slice ids that are stored and never used, by ingest or the audit")
+    digest: str = Field(description="SHA-256 over shards' digests, merged groups, exclusions: names the content")
 
 
 def arrow_schema(channels: int, height: int, width: int, dtype: str) -> pa.Schema:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from braintum.data.images import perceptual_hash
-from braintum.data.ledger import Facts, Ledger, RowFacts, digest_of, refuse_unlike
+from braintum.data.ledger import Facts, Known, Ledger, RowFacts, counts, digest_of, refuse_left_out, refuse_unlike
 from braintum.data.schema import (
     CARD,
     DTYPES,
@@ -58,7 +58,8 @@ def write_dataset(
     """Writes slices as a dataset at `out`, in the order given, and returns its card.
 
     All slices must have one shape and dtype. Raises DataError (naming the row by `Row.where`) for an output that
-    exists, for what `write_shard` and `Ledger` refuse, and for no rows at all; then nothing is left at `out`.
+    exists, for what `write_shard` and `Ledger` refuse, for what `Ledger` would leave out, and for no rows at all; then
+    nothing is left at `out`.
     """
     refuse_existing(out)
     ledger, wrote = Ledger(), False
@@ -68,6 +69,7 @@ def write_dataset(
             facts = write_shard(out, index, part)
             wrote = True
             ledger.add(facts)
+        refuse_left_out(ledger.left_out())
         card = ledger.card(name, provenance, licence)
         write_card(out, card)
         finished = True
@@ -148,7 +150,36 @@ def merge_groups(url: str, merged: Mapping[str, str]) -> Card:
     """Writes into a dataset's card that groups belong together: splits keep them so. Its digest is another then."""
     card = read_card(url)
     known = {group: merged.get(into, into) for group, into in card.merged_groups.items()} | dict(merged)
-    card = card.model_copy(update={"merged_groups": known, "digest": digest_of(card.shards, known)})
+    card = card.model_copy(update={"merged_groups": known, "digest": digest_of(card.shards, known, card.excluded)})
+    write_card(url, card)
+    return card
+
+
+def exclude_slices(url: str, slice_ids: Iterable[str]) -> Card:
+    """Writes into a dataset's card that slices of it are never used: they stay stored. Its digest is another then.
+
+    Raises DataError for a slice that it does not have, and where none would be left.
+    """
+    card, wanted = read_card(url), set(slice_ids)
+    known: dict[str, Known] = {}
+    for shard in card.shards:
+        rows = read_shard(url, shard)
+        has_mask = rows["mask"].is_valid().to_pylist()
+        for row, masked in zip(rows.drop_columns(["image", "mask"]).to_pylist(), has_mask, strict=True):
+            # the first datasets had no planes
+            names = (row["label"], row["case_id"], row["source_fold"], row.get("plane"))
+            known[row["slice_id"]] = Known(*names, masked)
+    missing = sorted(wanted - known.keys())
+    if missing:
+        raise DataError(
+            f"{url}: no slice {missing[0]!r} to exclude ({len(missing)} such in all); is it another's list?"
+        )
+    excluded = wanted.union(card.excluded)
+    left = [of for slice_id, of in known.items() if slice_id not in excluded]
+    if not left:
+        raise DataError(f"{url}: with all of its slices excluded nothing is left; exclude fewer")
+    digest = digest_of(card.shards, card.merged_groups, excluded)
+    card = card.model_copy(update={**counts(left), "excluded": sorted(excluded), "digest": digest})
     write_card(url, card)
     return card
 

@@ -151,7 +151,8 @@ def decode_shard(
     index: Mapping[str, int],
     boxes: Mapping[str, Box] | None = None,
 ) -> Slices:
-    """The rows of one shard that `data` selects: those whose label is in `index`, and those with a mask alone.
+    """The rows of one shard that `data` selects: those whose label is in `index`, and those with a mask alone, less
+    those that the card excludes.
 
     `boxes`: see `load_table`.
     """
@@ -161,10 +162,11 @@ def decode_shard(
     has_mask_R = rows["mask"].is_valid().to_numpy()
     images = pixels(rows["image"], (card.channels, card.height, card.width), card.dtype)
     masks = pixels(rows["mask"], (card.height, card.width), "uint8")
+    excluded = set(card.excluded)
 
     def seen(row: int) -> View | None:
         label, mask_HW, box = label_R[row], masks[row] if has_mask_R[row] else None, None
-        if not (has_mask_R[row] if label is None else label in index):
+        if name_R[row] in excluded or not (has_mask_R[row] if label is None else label in index):
             return None
         if boxes is not None:
             if name_R[row] not in boxes:

@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 
 from braintum import storage
-from braintum.data.audit import Audit, Pair, Slice
+from braintum.data.audit import Audit, Finding, Pair, SameId, Slice
+from braintum.data.exclusions import Exclusion, proposed
 from braintum.data.table import read_images
 from braintum.reporting.canvas import MUTED, draw
 
@@ -20,25 +21,29 @@ PAIR_COLUMNS = (
     "parted", "same", "copy", "correlation", "two_labels",
     *(f"{side}_{field}" for side in ("first", "second") for field in Slice._fields),
 )  # fmt: skip
-FINDING_COLUMNS = ("kind", "dataset", "slice_id", "detail")
 SHOWN = 12
 """Pairs in the picture."""
 
 
 def write_audit(audit: Audit, out: str, urls: dict[str, str]) -> dict[str, Any]:
-    """Writes pairs and findings (.csv and .parquet), pairs.png and audit.json to the folder `out`; returns the last.
+    """Writes pairs, same_ids, findings (.csv, .parquet), pairs.png, audit.json to the folder `out`; returns the last.
+
+    Also exclude.csv, where slices should be left out; one that is there, which somebody may have edited, else stays.
 
     `urls`: where each dataset lies, for the pictures.
     """
-    pairs = [_row(pair) for pair in audit.pairs]
-    findings = [finding._asdict() for finding in audit.findings]
-    for name, rows, columns in (("pairs", pairs, PAIR_COLUMNS), ("findings", findings, FINDING_COLUMNS)):
+    exclusions = proposed(audit.pairs)
+    tables: dict[str, tuple[list[dict[str, Any]], tuple[str, ...]]] = {
+        "pairs": ([_row(pair) for pair in audit.pairs], PAIR_COLUMNS),
+        "same_ids": ([same._asdict() for same in audit.same_ids], SameId._fields),
+        "findings": ([finding._asdict() for finding in audit.findings], Finding._fields),
+    }
+    for name, (rows, columns) in tables.items():
         storage.write_rows(storage.join(out, f"{name}.parquet"), rows, columns)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        storage.write_bytes(storage.join(out, f"{name}.csv"), text.getvalue().encode())
+        _write_csv(storage.join(out, f"{name}.csv"), rows, columns)
+    if exclusions:
+        rows = [exclusion._asdict() for exclusion in exclusions]
+        _write_csv(storage.join(out, "exclude.csv"), rows, Exclusion._fields)
     storage.remove(storage.join(out, "pairs.png"))
     if audit.pairs:
         storage.write_bytes(storage.join(out, "pairs.png"), _picture(audit.pairs[:SHOWN], urls))
@@ -48,11 +53,21 @@ def write_audit(audit: Audit, out: str, urls: dict[str, str]) -> dict[str, Any]:
         "copies": sum(pair.copy for pair in audit.pairs),
         "same_picture": sum(pair.same for pair in audit.pairs),
         "two_labels": sum(pair.two_labels for pair in audit.pairs),
+        "same_ids": dict(Counter(same.kind for same in audit.same_ids)),
+        "to_exclude": len(exclusions),
         "findings": dict(Counter(finding.kind for finding in audit.findings)),
         "out": out,
     }
     storage.write_json(storage.join(out, "audit.json"), summary)
     return summary
+
+
+def _write_csv(url: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    storage.write_bytes(url, text.getvalue().encode())
 
 
 def _row(pair: Pair) -> dict[str, Any]:

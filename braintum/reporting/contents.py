@@ -48,6 +48,7 @@ def summarise(overview: Overview) -> dict[str, Any]:
         "options": card.options,
         "rejected": card.num_rejected,
         "merged_groups": len(card.merged_groups),
+        "excluded": len(card.excluded),
         "shards": len(card.shards),
         "bytes": sum(shard.bytes for shard in card.shards),
         "digest": card.digest,
@@ -93,7 +94,9 @@ def facts(summary: Mapping[str, Any]) -> dict[str, str]:
     if summary["options"]:
         found["how"] = ", ".join(f"{name} {value}" for name, value in summary["options"].items() if value is not None)
     if summary["rejected"]:
-        found["left out"] = f"{summary['rejected']:,} that could not be read, in rejected.csv"
+        found["left out"] = f"{summary['rejected']:,} that could not be read or used, in rejected.csv"
+    if summary["excluded"]:
+        found["excluded"] = f"{summary['excluded']:,} slices are stored and not used, by the ingest or the audit"
     if summary["merged_groups"]:
         found["kept together"] = f"{summary['merged_groups']:,} groups became part of others, by the audit"
     found["stored"] = f"{summary['shards']:,} shards, {summary['bytes'] / 1e6:,.0f} MB"

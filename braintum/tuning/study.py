@@ -24,7 +24,7 @@ from ray import tune
 
 from braintum import storage
 from braintum.connect import connect
-from braintum.data.audit import refuse_leaks
+from braintum.data.audit import refuse_leaks, whole_view
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
 from braintum.training.crossval import crossval
@@ -58,8 +58,7 @@ def search(
     """Runs or resumes a study and returns its summary. Times in it are those of the last start. A
     finished one is read; where a winner's cross-validation failed, that is tried again.
 
-    Data with copies on two sides of a split is refused unless `allow_leak`; the summary counts them as `leaks`, None
-    where its views show too little to tell.
+    Data with copies on two sides of a split is refused unless `allow_leak`; the summary counts them as `leaks`.
 
     Raises ConfigError or DataError before any worker starts, StudyFailed where no trial finished. KeyboardInterrupt
     leaves all state saved.
@@ -77,8 +76,8 @@ def search(
         progress.say("no node has room for a trial yet: they wait until the cluster grows")
     tables = {name: share_table(data_url, data, trainings=slots.count) for name, data in views.items()}
     table, folds = refuse_unusable(space, tables)
-    widest = max(views.values(), key=lambda data: (data.region == "whole", data.image_size))
-    leaks = refuse_leaks(ray.get(tables[view(widest)]), widest, allow=allow_leak)
+    whole = whole_view(views.values())
+    leaks = refuse_leaks(ray.get(tables.get(view(whole)) or share_table(data_url, whole)), allow=allow_leak)
     if not storage.exists(out):
         for name in space.architectures:
             experiment = space.experiment(name, {})
@@ -89,8 +88,6 @@ def search(
         "data": {"url": data_url, "digest": table.digest},
     }
     prepare_out(out, about, resume=resume, record="study.json")
-    if leaks is None:
-        progress.say(f"not audited: {widest.region} slices of {widest.image_size} pixels; see `braintum audit`")
     summary_url = storage.join(out, "summary.json")
     with OptunaFile(storage.join(out, "optuna.db")) as file:
         studies = _open_studies(space, file)

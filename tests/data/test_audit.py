@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import pytest
 
 from braintum.cli import main
 from braintum.data.audit import THUMB, alike, audit
+from braintum.data.exclusions import proposed
 from braintum.data.folds import held_out_folds
 from braintum.data.images import resize_image
 from braintum.data.ingest.phantom import phantom_rows
@@ -87,6 +92,58 @@ def test_an_external_set_that_is_none(write: Write, rows: list[Row], tmp_path: P
     assert {pair.second.dataset for pair in pairs} == {"theirs"}
 
 
+def test_ids_that_stand_in_two_datasets(
+    write: Write, rows: list[Row], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One patient scanned twice: the pictures differ, so that only the id tells. What names no patient is left out."""
+    before = [replace(row, case_id=f"p{k % 24}", group=f"case:p{k % 24}") for k, row in enumerate(rows)]
+    fresh = list(phantom_rows(cases=8, slices_per_case=1, size=96, seed=77))
+    cases = {0: {"case_id": "p1"}, 1: {"case_id": "p1"}, 2: {"case_id": "new"}}
+    unknown = {3: "p1", 4: "fold:1", 5: "picture:aa", 6: "visit", 7: "visit"}
+    after = [replace(fresh[k], **case) for k, case in cases.items()]
+    after += [replace(fresh[k], case_id=None, group=group) for k, group in unknown.items()]
+    others = phantom_rows(cases=4, slices_per_case=1, size=96, seed=78)
+    third = [replace(row, case_id=None, group=group)
+             for row, group in zip(others, ["fold:1", "picture:aa", "visit", "p0"], strict=True)]  # fmt: skip
+    urls = [write(part, str(tmp_path / name))[0] for name, part in [("pre", before), ("post", after), ("third", third)]]
+    capfd.readouterr()
+    assert main(["audit", *urls]) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "same case id in two datasets 1: one patient in both, or a name that both use" in said
+    assert "none in two datasets, or that a split parts" in said
+    listed = pq.read_table(tmp_path / "pre" / "audit" / "same_ids.parquet").to_pylist()
+    assert [tuple(same.values()) for same in listed] == [
+        ("case", "p1", "pre", 2, "post", 2), ("group", "visit", "post", 2, "third", 1)
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "pre" / "audit" / "audit.json").read_text())["same_ids"] == {"case": 1, "group": 1}
+
+
+@pytest.mark.real
+def test_the_same_patients_before_and_after(real_data: Path, tmp_path: Path) -> None:
+    """No pair of pictures tells them."""
+    for time in ("Pre", "Post"):
+        scans = ["--image", f"*/{time}_Scan_T1.nii.gz", "--mask", f"*/{time}_Mask.nii.gz", "--label", "glioma"]
+        command = ["ingest", "nifti", str(real_data / "btp-nifti"), *scans, "--case", "^[^/]+"]
+        assert main([*command, "--out", str(tmp_path / time)]) == 0
+    found = audit({time: table_of(str(tmp_path / time)) for time in ("Pre", "Post")})
+    assert [(same.kind, same.id) for same in found.same_ids] == [("case", "01"), ("case", "03")]
+    assert found.pairs == []
+
+
+@pytest.mark.parametrize("name", ["set", "./set", "set/", "copy"])
+def test_a_dataset_beside_itself_is_refused(
+    write: Write, rows: list[Row], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for out in ("set", "copy"):
+        write(rows[:4], str(tmp_path / out))
+    monkeypatch.chdir(tmp_path)
+    capfd.readouterr()
+    assert main(["audit", "set", name]) == 2
+    assert capfd.readouterr().err == f"braintum: {name}: holds the same slices as set; name a dataset once\n"
+    assert not (tmp_path / "set" / "audit").exists()
+
+
 def test_what_is_odd_about_a_slice(write: Write, rows: list[Row]) -> None:
     few, border = np.zeros((2, 96, 96), np.uint8)
     few[50, 50:54] = 1
@@ -140,6 +197,87 @@ def test_the_command_lists_shows_and_groups(
     assert "one dataset at a time" in capfd.readouterr().err
 
 
+def test_what_the_audit_would_leave_out(write: Write, rows: list[Row], tmp_path: Path) -> None:
+    """The test set stays, and what was named first; of two labels none does."""
+    parts = {"a": rows[:24], "b": rows[24:36], "test": rows[36:]}
+    ours = [replace(row, source_fold=fold) for fold, part in parts.items() for row in part]
+    ours += [
+        copied(rows[0], "noisy", slice_id="again", source_fold="b"),
+        copied(rows[1], "noisy", slice_id="twice", source_fold="b", label="other", case_id="c2", group="c2"),
+        copied(rows[40], "noisy", slice_id="seen", source_fold="a", case_id="c3", group="c3"),
+        copied(rows[0], "brighter", slice_id="tested", source_fold="test", case_id="c4", group="c4"),
+    ]
+    theirs = [copied(rows[5], "scaled", slice_id="x"), *phantom_rows(cases=4, slices_per_case=1, size=96, seed=77)]
+    tables = {"ours": table_of(write(ours)[0]), "theirs": table_of(write(theirs, str(tmp_path / "theirs"))[0])}
+    chosen = {(found.dataset, found.slice_id): found.reason for found in proposed(alike(tables))}
+    gone = [rows[0].slice_id, rows[1].slice_id, "again", "twice", "seen"]
+    assert set(chosen) == {*(("ours", slice_id) for slice_id in gone), ("theirs", "x")}
+    assert f"with {rows[40].slice_id}, test set" in chosen["ours", "seen"]
+    assert f"with ours: {rows[5].slice_id}, fold a" in chosen["theirs", "x"]
+    assert f"with {rows[1].slice_id}, fold a, label {rows[1].label}" in chosen["ours", "twice"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dataset,slice_id\nset,none\n", "no slice 'none' to exclude (1 such in all); is it another's list?"),
+        ("dataset,slice_id\nother,x\n", "line 2: dataset 'other'; expected set, as in the audit that wrote it"),
+        ("what,reason\nx,y\n", "line 2: no slice_id; expected a CSV with the columns dataset, slice_id"),
+        ("slice_id\n", "lists no slice"),
+        ("slice_id\n\xff\n", "no CSV ("),
+        (None, "no such file; an audit writes one as exclude.csv"),
+        ("all", "with all of its slices excluded nothing is left; exclude fewer"),
+    ],
+)
+def test_a_list_that_cannot_be_left_out(
+    write: Write, rows: list[Row], tmp_path: Path, text: str | None, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    url, card = write(rows[:4])
+    path = tmp_path / "list.csv"
+    if text is not None:
+        ids = "\n".join(["slice_id", *(row.slice_id for row in rows[:4])])
+        path.write_bytes(ids.encode() if text == "all" else text.encode("latin-1"))
+    capfd.readouterr()
+    assert main(["audit", url, "--exclude", str(path)]) == 2
+    said = capfd.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert read_card(url) == card
+
+
+@pytest.fixture
+def read_only(write: Write, rows: list[Row], tmp_path: Path) -> Iterator[str]:
+    """The URL of a dataset behind a server that only gives files."""
+    write(rows, str(tmp_path / "served" / "set"))
+    with ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path / "served")
+    ) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/set"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("command", ["audit", "card"])
+def test_a_dataset_that_can_only_be_read(
+    read_only: str, rows: list[Row], tmp_path: Path, command: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
+    assert main([command, read_only]) == 2
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"braintum: {read_only}/{command}: cannot be written to (")
+    assert said.endswith("); give a folder of yours with --out")
+    (tmp_path / "file").write_text("")
+    assert main([command, read_only, "--out", str(tmp_path / "file")]) == 2
+    assert capfd.readouterr().err.endswith("); give another --out\n")
+    assert main([command, read_only, "--out", str(tmp_path / "mine")]) == 0
+    assert (tmp_path / "mine").is_dir()
+    if command == "audit":
+        (tmp_path / "list.csv").write_text(f"slice_id\n{rows[0].slice_id}\n")
+        for change in (["--exclude", str(tmp_path / "list.csv")], ["--group-near-duplicates"]):
+            assert main([command, read_only, "--out", str(tmp_path / "mine"), *change]) == 2
+            assert "copy the dataset to where you may write, and name the copy" in capfd.readouterr().err
+
+
 SPACE = """
 name: small
 architectures: [unet]
@@ -166,6 +304,15 @@ def test_a_search_on_leaking_data_is_refused_or_says_so(
     said = capfd.readouterr().err
     assert f"slices {rows[8].slice_id!r} and 'copy-noisy' are copies, in two groups (and 0 more such pairs)" in said
     assert not out.exists()
+    crops = (
+        SPACE.replace("[unet]", "[classifier]")
+        .replace("dice", "macro_f1")
+        .replace("model.depth: 2", "data.region: crop")
+    )
+    (tmp_path / "crops.yaml").write_text(crops)
+    for other in (command[1], "--set", "data.image_size=32"), (str(tmp_path / "crops.yaml"),):
+        assert main(["search", *other, *command[2:]]) == 2, "no view of it shows enough"
+        assert "'copy-noisy' are copies, in two groups (and 0 more such pairs)" in capfd.readouterr().err
 
     assert main([*command, "--allow-leak"]) == 0
     words = "The data leaks: 1 pairs of copies are on two sides of a split"
@@ -178,6 +325,41 @@ def test_a_search_on_leaking_data_is_refused_or_says_so(
     assert main(["audit", url, "--group-near-duplicates"]) == 0
     assert main([*command[:-1], str(tmp_path / "sound")]) == 0
     assert json.loads((tmp_path / "sound" / "summary.json").read_text())["leaks"] == 0
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_after_what_the_audit_advises_a_search_starts(
+    write: Write, rows: list[Row], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of source folds, and between the test set and the rest, no group can be kept together."""
+    folds = [replace(row, source_fold="12"[k // 4 % 2] if k < 40 else "test") for k, row in enumerate(rows)]
+    across = copied(folds[0], "noisy", source_fold="2")
+    tested = copied(folds[44], "noisy", slice_id="seen", source_fold="1", case_id="seen", group="seen")
+    url, before = write([*folds, across, tested])
+    (tmp_path / "small.yaml").write_text(SPACE)
+    search = ["search", str(tmp_path / "small.yaml"), "--data", url, "--out", str(tmp_path / "study")]
+    assert main(search) == 2
+    assert "leave slices out (--exclude)" in capfd.readouterr().err
+
+    assert main(["audit", url]) == 0
+    listed = f"{url}/audit/exclude.csv"
+    assert f"to leave 2 slices out, so that no such pair is left: the same command with --exclude {listed}" in (
+        capfd.readouterr().out
+    )
+    assert main(["audit", url, "--exclude", listed]) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "none that a split parts" in said
+    assert "slices not used from now on 2" in said
+    card = read_card(url)
+    assert (card.excluded, card.num_slices) == (["copy-noisy", "seen"], 48)
+    assert card.slices_per_fold == {"1": 20, "2": 20, "test": 8}
+    assert (card.slices_per_class, card.num_masks) == (dict(Counter(row.label for row in folds)), 48)
+    assert card.digest != before.digest
+    assert main(["card", url, "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["slices"], found["excluded"]) == (48, 2)
+    assert main(search) == 0
+    assert json.loads((tmp_path / "study" / "summary.json").read_text())["leaks"] == 0
 
 
 @pytest.mark.real

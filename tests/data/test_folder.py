@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import struct
 import zlib
 from pathlib import Path
@@ -122,6 +123,45 @@ def test_the_same_picture_twice_on_one_side_of_any_split(folder: Path) -> None:
     assert ingest(folder, text).num_slices == 4
 
 
+def test_what_a_picture_says_twice_is_left_out_and_listed(folder: Path, tmp_path: Path) -> None:
+    """All at once; the rest is a dataset that no split parts."""
+    text = (
+        "slice_id,image,mask,label,case,fold\n"
+        "a1,a.png,,x,p,1\na2,same.png,,x,q,2\na3,again.png,,x,r,1\n"  # in two folds: those beside the first stay
+        "b1,b.png,,x,r,1\nb2,b.png,,y,s,2\nb3,b.png,mask.png,,s,2\n"  # two labels: none stays
+        "c1,c.png,,y,r,1\nc2,c.png,,y,t,test\nc3,c.png,,y,s,2\nc4,c.png,,y,u,test\n"  # the test set stays
+        "d1,d.png,mask.png,y,v,2\n"
+    )
+    (folder / "manifest.csv").write_text(text)
+    out = tmp_path / "out"
+    card = ingest_folder(folder, str(out))
+    gone = ["a2", "b1", "b2", "b3", "c1", "c3"]
+    table = load_table(str(out), Data(image_size=SIZE))
+    assert (card.excluded, table.slice_id_R) == (gone, ["a1", "a3", "c2", "c4", "d1"])
+    assert (card.num_slices, card.num_masks, card.num_cases, card.num_rejected) == (5, 1, 5, 6)
+    assert (card.slices_per_class, card.slices_per_fold) == ({"x": 2, "y": 3}, {"1": 2, "2": 1, "test": 2})
+    with (out / "rejected.csv").open() as lines:
+        reasons = {line["what"]: line["reason"] for line in csv.DictReader(lines)}
+    assert sorted(reasons) == sorted(f"manifest.csv line {n}" for n in (3, 5, 6, 7, 8, 10))
+    assert "'a1' (manifest.csv line 2, fold '1', group 'case:p') and 'a2' (" in reasons["manifest.csv line 3"]
+    assert "'b1' (" in reasons["manifest.csv line 7"]
+    assert "two labels, 'x' and 'y'; keep the one that is right" in reasons["manifest.csv line 7"]
+    assert "'c2' (manifest.csv line 9, fold 'test', group 'case:t') and 'c1' (" in reasons["manifest.csv line 8"]
+
+
+def test_nothing_is_left_of_pictures_that_contradict_themselves(folder: Path) -> None:
+    (folder / "manifest.csv").write_text("image,label\na.png,x\nsame.png,y\n")
+    with pytest.raises(DataError, match=r"no slice is left; slices 'a.png' \(.*two labels, 'x' and 'y'"):
+        ingest_folder(folder, str(folder.parent / "out"))
+    assert not (folder.parent / "out").exists()
+
+
+def test_the_same_picture_twice_in_the_test_set(folder: Path) -> None:
+    """It is never split, so the source may have it twice; strict too."""
+    text = "image,label,case,fold\na.png,x,p,test\nsame.png,x,q,test\nb.png,x,r,train\nc.png,x,s,train\n"
+    assert ingest(folder, text).num_slices == 4
+
+
 def test_what_is_not_known_of_a_picture_contradicts_nothing(folder: Path) -> None:
     text = "image,mask,label\na.png,mask.png,\nsame.png,,x\nagain.png,mask.png,x\nb.png,other.png,y\n"
     assert ingest(folder, text).num_slices == 4
@@ -224,13 +264,15 @@ def test_the_only_csv_is_the_manifest(folder: Path, tmp_path: Path) -> None:
         (
             "image,label,fold\na.png,x,1\nb.png,x,1\nsame.png,x,2\nagain.png,x,2\n",
             "'a.png' (manifest.csv line 2, fold '1', group 'fold:1') and 'same.png' (manifest.csv line 4, fold '2', "
-            "group 'fold:2') are the same picture (and 1 more such pairs), so a model could be scored on what it",
+            "group 'fold:2') are the same picture, so a model could be scored on what it was trained on; remove one, "
+            "or give both the same case and fold; without --strict they are left out and listed (2 such slices in all)",
         ),
         ("image,label,case\na.png,x,p\nsame.png,x,q\n", "group 'case:p') and 'same.png' (manifest.csv line 3, group"),
         (
             "slice_id,image,mask,label,case\nx,a.png,mask.png,a,p\ny,same.png,mask.png,b,p\nz,again.png,,b,p\n",
             "'x' (manifest.csv line 2, group 'case:p') and 'y' (manifest.csv line 3, group 'case:p') are the same "
-            "picture with two labels, 'a' and 'b' (and 1 more such slices); keep the one that is right, or correct",
+            "picture with two labels, 'a' and 'b'; keep the one that is right, or correct the other; without --strict "
+            "they are left out and listed (3 such slices in all)",
         ),
         (
             "image,mask\na.png,mask.png\nb.png,mask.png\nsame.png,other.png\n",

@@ -135,7 +135,7 @@ def test_the_digest_names_the_content(write, tmp_path: Path) -> None:
         ([make_row("x", source_fold="1" * 33)], "expected 1 to 32 letters"),
         (
             [make_row("x", source_fold="1"), replace(make_row("x", source_fold="2"), slice_id="y")],
-            r"'x' \(fold '1', group 'x'\) and 'y' \(fold '2', group 'x'\) are the same picture, so",
+            r"'x' \(fold '1', group 'x'\) and 'y' \(fold '2', group 'x'\) are the same picture, so .*1 such",
         ),
         ([], "no slices"),
     ],

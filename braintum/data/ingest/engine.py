@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from braintum import __version__, storage
 from braintum.data.ingest.bar import Bar
-from braintum.data.ledger import Facts, Ledger
+from braintum.data.ledger import Facts, Ledger, refuse_left_out
 from braintum.data.schema import CARD, Card, DataError, Row
 from braintum.data.shards import SHARD_BYTES, filesystem, row_bytes, write_card, write_shard
 
@@ -77,9 +77,10 @@ class Written:
 def ingest(source: Source[Any], items: Sequence[Any], out: str, about: About, *, strict: bool = False) -> Card:
     """Writes a dataset of all slices of all items, in their order, at `out`; returns its card.
 
-    What cannot be read is left out and listed with its reason in OUT/rejected.csv; with `strict` it is an error. Raises
-    DataError for that, for an output that exists and is no unfinished dataset of this function's, for what
-    `write_shard` and `Ledger` refuse, and where nothing at all could be read.
+    What cannot be read or used (`Ledger.left_out`: one picture with two labels, or on two sides of a split) is left out
+    and listed with its reason in OUT/rejected.csv; with `strict` it is an error. Raises DataError for that, for an
+    output that exists and is no unfinished dataset of this function's, for what `write_shard` and `Ledger`
+    refuse, and where nothing at all could be read.
     """
     refuse_other(out)
     out = storage.resolve(out)
@@ -147,7 +148,12 @@ def _write_all(
     if len(rejected) == num_items:
         where, reason = rejected[0]
         raise DataError(f"{where}: {reason} (and so none of {num_items} could be read)")
-    return ledger.card(about.name, about.provenance, about.licence, dict(about.options), len(rejected)), rejected
+    left_out = ledger.left_out()
+    if strict:
+        refuse_left_out(left_out, "; without --strict they are left out and listed")
+    rejected += [(found.row.where or found.row.slice_id, found.reason) for found in left_out]
+    said = (about.name, about.provenance, about.licence, dict(about.options))
+    return ledger.card(*said, left_out, len(rejected)), rejected
 
 
 def _in_order(
