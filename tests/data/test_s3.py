@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from botocore.exceptions import EndpointConnectionError
 from command_line import refused
 from example_rows import make_row
 from example_source import ABOUT as EXAMPLE
 from example_source import SIDE, TWO, Arrays, write_array, write_arrays
+from PIL import Image
 from ports import free_ports
 from s3_server import SECRETS, S3Server
 
@@ -18,6 +21,7 @@ from braintum.cli import main
 from braintum.contact import first_contact
 from braintum.data.ingest import engine
 from braintum.data.ingest.engine import ingest
+from braintum.data.ingest.folder import ingest_folder
 from braintum.data.schema import DataError
 from braintum.data.shards import read_card, write_dataset
 from braintum.data.table import load_table
@@ -110,6 +114,36 @@ def test_the_server_dies_in_the_middle_of_an_ingest(
     assert card == ingest(source, names, str(tmp_path / "local"), EXAMPLE)
     assert storage.files_under(f"{s3}/set") == storage.files_under(str(tmp_path / "local"))
     assert len(load_table(f"{s3}/set", Data(image_size=SIDE))) == 12
+
+
+@pytest.mark.slow
+def test_a_folder_of_pictures_is_ingested_through_twenty_seconds_without_a_server(
+    mortal_s3: tuple[S3Server, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "SHARD_BYTES", 2 * 64 * 64)  # a slice a shard
+    server, s3 = mortal_s3
+    folder, rng = tmp_path / "pictures", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(40):
+        Image.fromarray(rng.integers(0, 256, (64, 64), np.uint8)).save(folder / f"{number:02d}.png")
+    lines = [f"{number:02d}.png,{'ab'[number % 2]},{number // 2}" for number in range(40)]
+    (folder / "manifest.csv").write_text("\n".join(["image,label,case", *lines]))
+    back = threading.Timer(20, server.start)
+
+    def outage() -> None:
+        while not storage.exists(f"{s3}/set/slices-00004.parquet"):
+            time.sleep(0.02)
+        server.kill()
+        back.start()
+
+    killer = threading.Thread(target=outage)
+    killer.start()
+    began = time.monotonic()
+    card = ingest_folder(folder, f"{s3}/set")
+    killer.join()
+    assert time.monotonic() - began > 20, "it was over before the server was gone"
+    assert card == ingest_folder(folder, str(tmp_path / "local"))
+    assert len(load_table(f"{s3}/set", Data(image_size=32))) == 40
 
 
 def test_patience_with_a_server_ends(
