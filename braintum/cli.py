@@ -246,6 +246,13 @@ def search(
     out: OutUrl,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all; else what the space says.")] = None,
     folds: Folds = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Trainings of each winner with another seed; else what the space says, or 1."),
+    ] = None,
+    nested: Annotated[
+        bool, typer.Option("--nested", help="Search once for each fold without it, and score the winner on it.")
+    ] = False,
     settings: Set = None,
     allow_leak: Annotated[
         bool, typer.Option("--allow-leak", help="Search though copies of slices are on two sides of a split.")
@@ -256,14 +263,17 @@ def search(
     """Searches the architectures of a space, and cross-validates the winner of each."""
     from braintum.tuning.space import SearchSpace
 
-    loaded = SearchSpace.load(space, trials=trials, folds=folds, overrides=parse_overrides(settings or []))
-    from braintum.console import print_study
+    overrides = parse_overrides(settings or [])
+    loaded = SearchSpace.load(space, trials=trials, folds=folds, seeds=seeds, overrides=overrides)
+    from braintum.console import print_nested, print_study
     from braintum.training.progress import Progress
-    from braintum.tuning.study import search as run
+    from braintum.tuning.nested import nested_search
+    from braintum.tuning.study import search as plain_search
 
+    run = nested_search if nested else plain_search
     with stdout_for(as_json), Progress(loaded.name) as progress:
         summary = run(loaded, data, out, resume=resume, allow_leak=allow_leak, progress=progress)
-    show(summary, as_json, print_study)
+    show(summary, as_json, print_nested if nested else print_study)
 
 
 @app.command()

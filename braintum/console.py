@@ -111,9 +111,10 @@ def print_study(summary: Mapping[str, Any]) -> None:
     names = shown(best["crossval"] for _, best in ranked)
     unit = unit_of(best["hd_unit"] for _, best in ranked)
     headings = [heading(name, unit) for name in names]
-    table = Table("architecture", "trial", *headings, title="Winners, cross-validated (mean ± SD over folds)")
+    seeds = ranked[0][1]["seeds"]["n"]
+    table = Table("architecture", "trial", *headings, title=f"Winners, cross-validated ({_sds(seeds)})")
     for name, best in ranked:
-        cells = (text(mean_sd(best["crossval"].get(metric)), metric) for metric in names)
+        cells = (_score(best["crossval"], best["seeds"], metric) for metric in names)
         table.add_row(name, "–" if best["trial"] is None else str(best["trial"]), *cells)
     _print(table)
     if summary.get("leaks"):
@@ -125,6 +126,38 @@ def print_study(summary: Mapping[str, Any]) -> None:
     states = ", ".join(f"{count} {state}" for state, count in summary["trials"].items())
     busy = summary["busy_share"]
     print(f"trials: {states}; {summary['seconds']:.0f} s" + ("" if busy is None else f", workers busy {busy:.0%}"))
+
+
+def print_nested(summary: Mapping[str, Any]) -> None:
+    """What a search finds scores on folds that it never saw, beside the selection scores by which it chose."""
+    ranked = sorted(summary["nested"].items(), key=lambda named: standing(named[1]["over_folds"]))
+    names = shown(found["over_folds"] for _, found in ranked)
+    unit = unit_of(found["hd_unit"] for _, found in ranked)
+    seeds = ranked[0][1]["seeds"]["n"]
+    headings = ["selection score", "nested score", "difference", *(heading(name, unit) for name in names)]
+    table = Table("search", *headings, title=f"Winners on the folds left out ({_sds(seeds)})")
+    for name, found in ranked:
+        optimism = (text(found["optimism"][key], key) for key in ("selection", "nested", "difference"))
+        table.add_row(name, *optimism, *(_score(found["over_folds"], found["seeds"], metric) for metric in names))
+    _print(table)
+    if summary["leaks"]:
+        print(leak_words(summary["leaks"]))
+    for name, reason in summary["failed"].items():
+        print(f"not ranked: {name}, {reason}")
+    states = ", ".join(f"{count} {state}" for state, count in summary["trials"].items())
+    print(f"trials of {len(ranked[0][1]['outer'])} studies: {states}; {summary['seconds']:.0f} s")
+
+
+def _sds(seeds: int) -> str:
+    """What the numbers of `_score` are."""
+    return "mean ± SD over folds" + (f"; ± SD over {seeds} seeds" if seeds > 1 else "")
+
+
+def _score(over_folds: Mapping[str, Any], seeds: Mapping[str, Any], metric: str) -> str:
+    """A metric's mean, its SD over folds and, where there are several, over seeds."""
+    words = text(mean_sd(over_folds.get(metric)), metric)
+    moved = seeds["over_seeds"].get(metric, {"sd": None})["sd"]
+    return words if moved is None else f"{words}; ± {text(moved, metric)}"
 
 
 def print_models(listing: Mapping[str, Any]) -> None:

@@ -3,8 +3,9 @@
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
         python jobs/search.py search_spaces/quick.yaml --data URL --out URL
 
-Arguments are those of `braintum search` (braintum/cli.py), which calls braintum.tuning.study.search. After
-`ray job stop` the same command with `--resume` goes on without repeating finished epochs or trials.
+Arguments are those of `braintum search` (braintum/cli.py), which calls braintum.tuning.study.search, or with `--nested`
+braintum.tuning.nested.nested_search. After `ray job stop` the same command with
+`--resume` goes on without repeating finished epochs or trials.
 """
 
 import sys

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -133,13 +134,31 @@ def split(table: SliceTable, fold: str | None, folds: int | None, seed: int) -> 
         train, held_out = _cut(table, rows, HELD_OUT_SHARE, seed, "the held-out part")
         return Split(train, _shown(table, held_out))
     known = held_out_folds(table, folds, seed)
-    if fold not in known:
-        raise DataError(f"fold: {fold!r} is not a fold of the data; known: {', '.join(known)}")
+    _refuse_unknown(fold, known)
     train = np.setdiff1d(rows, _all_folds(table, folds, seed)[fold])
     _refuse_missing_class(
         table, _shown(table, train), f"the training part of fold {fold}", "choose other classes or folds"
     )
     return Split(train, known[fold])
+
+
+def without(table: SliceTable, fold: str, folds: int | None, seed: int) -> SliceTable:
+    """The table with one fold of `held_out_folds` made a part of the source's test set: in no other fold or part.
+
+    What else is cut is cut out of the rest. Pixels are not copied. Raises DataError as `split` does.
+    """
+    known = _all_folds(table, folds, seed)
+    _refuse_unknown(fold, known)
+    fold_R = table.source_fold_R.copy()
+    for row in known[fold].tolist():
+        fold_R[row] = TEST
+    return replace(table, source_fold_R=fold_R)
+
+
+def at_most(table: SliceTable, folds: int | None) -> int | None:
+    """`folds`, or as many as the source has where it has fewer."""
+    source = _source_folds(table)
+    return min(folds, len(source)) if folds and source else folds
 
 
 def validation_split(table: SliceTable, train_rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
@@ -159,6 +178,11 @@ def region_counts(table: SliceTable, region: str) -> dict[str, int]:
     """
     rows = _not_test(table)
     return {"shown": len(_shown(table, rows)), "slices": len(rows)} if region in MASKS else {}
+
+
+def _refuse_unknown(fold: str, known: dict[str, Rows]) -> None:
+    if fold not in known:
+        raise DataError(f"fold: {fold!r} is not a fold of the data; known: {', '.join(known)}")
 
 
 def _source_folds(table: SliceTable) -> list[str]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from scipy.stats import wilcoxon
 
 from braintum.evaluation.metrics import FloatArray
-from braintum.evaluation.summary import Scores
+from braintum.evaluation.scores import Scores
 
 RESAMPLES = 2_000
 
@@ -71,13 +71,17 @@ def paired_difference(
 
 
 def _by_slice(predictions: pa.Table, metric: Literal["dice", "accuracy"]) -> dict[str, float]:
+    """A slice's score, averaged over the seeds that give it one: they are not independent of one another."""
     scores = Scores.of(predictions)
     if metric == "dice":
         values_R = scores.per_slice()["dice"]
     else:
         values_R = np.where(scores.classified_R, scores.label_R == scores.predicted_R, np.nan)
-    ids = predictions["slice_id"].to_pylist()
-    return {name: float(value) for name, value in zip(ids, values_R, strict=True) if not np.isnan(value)}
+    found: dict[str, list[float]] = {}
+    for name, value in zip(predictions["slice_id"].to_pylist(), values_R, strict=True):
+        if not np.isnan(value):
+            found.setdefault(name, []).append(float(value))
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def _units(predictions: pa.Table) -> tuple[Literal["case", "group", "slice"], dict[str, str]]:

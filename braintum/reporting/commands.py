@@ -17,13 +17,17 @@ def settings_files(results: Results) -> dict[str, str]:
 
     `train`, `crossval`, `cascade` and `search` read them.
     """
-    files = {file: _yaml(settings) for entry in results.entries for file, settings in _experiments(entry).values()}
+    nested = results.kind == "nested study"  # its winners' settings stand in the inner studies
+    entries = [] if nested else results.entries
+    files = {file: _yaml(settings) for entry in entries for file, settings in _experiments(entry).values()}
     if results.study:
         space = results.study.about["space"]
         parameters = {path: _given(parameter) for path, parameter in space["parameters"].items()}
+        studies = len(results.entries[0].summary["folds"]) if nested else 1
         written = {
             **space, "scheduler": _given(space["scheduler"]), "parameters": parameters,
-            "trials": sum(results.summary["trials"].values()), "resources": results.summary["resources"],
+            "trials": sum(results.summary["trials"].values()) // studies,
+            "seeds": results.entries[0].seeds, "resources": results.summary["resources"],
         }  # fmt: skip
         files[SPACE] = _yaml(written)
     return files
@@ -32,20 +36,25 @@ def settings_files(results: Results) -> dict[str, str]:
 def commands(results: Results) -> dict[str, str]:
     """What to run where the files of `settings_files` lie, by what it makes."""
     again = f"{results.url}-again"
+    if results.kind == "nested study":
+        return {"the nested study": _line("search", SPACE, "--nested", "--data", results.data_url, "--out", again)}
     found = {}
-    if results.study:
+    outer = results.study.about.get("outer") if results.study else None
+    if results.study and outer is None:
         found["the whole study"] = _line("search", SPACE, "--data", results.data_url, "--out", again)
     for entry in results.entries:
-        fold, folds = entry.about["fold"], entry.about["folds"]
+        fold, folds = (outer or entry.about)["fold"], entry.about["folds"]
+        one = results.kind == "run" or outer is not None
         said = [
-            "cascade" if "config" not in _experiments(entry) else "train" if results.kind == "run" else "crossval",
+            "cascade" if "config" not in _experiments(entry) else "train" if one else "crossval",
             *(word for option, (file, _) in _experiments(entry).items() for word in (f"--{option}", file)),
             *(() if fold is None else ("--fold", fold)),
             *(() if folds is None else ("--folds", str(folds))),
             *("--data", results.data_url),
             *("--out", f"{again}-{entry.name}" if results.study else again),
         ]
-        found[f"the cross-validation of {entry.name}" if results.study else f"this {results.kind}"] = _line(*said)
+        what = "the training" if outer is not None else "the cross-validation"
+        found[f"{what} of {entry.name}" if results.study else f"this {results.kind}"] = _line(*said)
     return found
 
 

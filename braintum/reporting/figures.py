@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
 from braintum.evaluation.metrics import FloatArray
-from braintum.evaluation.summary import Scores
+from braintum.evaluation.scores import Scores, by_seed, mean_per_slice
 from braintum.reporting.canvas import INK, Figure, colour_of, draw, panels
 from braintum.reporting.results import Entry, Results
 from braintum.reporting.tables import LABELS
@@ -39,7 +39,8 @@ def fold_scores(results: Results) -> Figure | None:
             axes.tick_params(axis="y", length=0)
             axes.xaxis.set_major_locator(MaxNLocator(4))
 
-    note = "A dot is a fold, the bar is the mean over folds."
+    seeds = results.entries[0].seeds
+    note = f"A dot is a fold{f' (mean over {seeds} seeds)' if seeds > 1 else ''}, the bar is the mean over folds."
     height = 1.0 + 0.32 * len(results.entries)
     return draw("fold_scores", "Folds", note, (2.7 * len(metrics), height), paint)
 
@@ -49,8 +50,8 @@ def dice_by_class(results: Results) -> Figure | None:
     colours = colour_of(results)
     found: list[tuple[Entry, dict[str, FloatArray]]] = []
     for entry in results.entries:
-        scores = Scores.of(entry.predictions)
-        dice_R = scores.per_slice()["dice"]
+        scores_S = [Scores.of(table) for table in by_seed(entry.predictions)]
+        scores, dice_R = scores_S[0], mean_per_slice(scores_S)["dice"]
         names = np.array([*scores.classes, "unlabelled"], dtype=object)[scores.label_R]
         known_R = ~np.isnan(dice_R)
         groups = {name: dice_R[known_R & (names == name)] for name in [*scores.classes, "unlabelled"]}
@@ -103,7 +104,16 @@ def confusion(results: Results) -> Figure | None:
             for (i, j), value in np.ndenumerate(share):
                 ink = "white" if value > 0.65 else INK
                 axes.text(j, i - 0.08, f"{100 * value:.0f} %", ha="center", va="center", color=ink, size=9)
-                axes.text(j, i + 0.24, f"{counts[i, j]}", ha="center", va="center", color=ink, size=7, alpha=0.75)
+                axes.text(
+                    j,
+                    i + 0.24,
+                    f"{round(float(counts[i, j]), 1):g}",
+                    ha="center",
+                    va="center",
+                    color=ink,
+                    size=7,
+                    alpha=0.75,
+                )
             axes.set_xticks(range(len(labels)), labels, rotation=25, ha="right", rotation_mode="anchor")
             axes.set_yticks(range(len(labels)), labels)
             axes.tick_params(length=0)
@@ -149,16 +159,16 @@ def _training(name: str, history: pa.Table, colour: str) -> Figure | None:
     if not shown or not len(history):
         return None
     rows = history.to_pylist()
-    folds = list(dict.fromkeys(row["fold"] for row in rows))
+    runs = list(dict.fromkeys((row["run"], row["fold"]) for row in rows))
     styles = ("-", "--", ":")
 
     def paint(canvas: Canvas) -> None:
         for axes, (title, columns) in zip(panels(canvas, len(shown)), shown.items(), strict=True):
             for column, style in zip(columns, styles, strict=False):
-                for fold in folds:
-                    of_fold = [row for row in rows if row["fold"] == fold and row[column] is not None]
-                    axes.plot([r["epoch"] for r in of_fold], [r[column] for r in of_fold], style, color=colour,
-                              lw=1.1, alpha=0.8 if len(folds) == 1 else 0.5)  # fmt: skip
+                for run in runs:
+                    of_run = [row for row in rows if (row["run"], row["fold"]) == run and row[column] is not None]
+                    axes.plot([r["epoch"] for r in of_run], [r[column] for r in of_run], style, color=colour,
+                              lw=1.1, alpha=0.8 if len(runs) == 1 else 0.5)  # fmt: skip
                 short = column.removeprefix("train_").removeprefix("validation_").replace("_loss", "")
                 axes.plot([], [], style, color=colour, label={"loss": "total"}.get(short, LABELS.get(short, short)))
             axes.set(title=title, xlabel="epoch")
@@ -170,7 +180,8 @@ def _training(name: str, history: pa.Table, colour: str) -> Figure | None:
             elif title == "Validation part":
                 axes.set_ylabel(LABELS[columns[0].removeprefix("validation_")])
 
-    note = "A line is a fold." if len(folds) > 1 else ""
+    note = "A line is a fold." if len({fold for _, fold in runs}) == len(runs) else "A line is a fold with one seed."
+    note = note if len(runs) > 1 else ""
     return draw(f"training_{name}", name, note, (2.6 * len(shown), 2.2), paint)
 
 

@@ -14,6 +14,7 @@ from braintum.reporting.canvas import Figure
 from braintum.reporting.commands import commands, settings_files
 from braintum.reporting.comparison import comparison_table
 from braintum.reporting.figures import confusion, dice_by_class, fold_scores, training_curves
+from braintum.reporting.noise import lead_words, leads_table, optimism_table, outer_table, seeds_table
 from braintum.reporting.overlays import overlays
 from braintum.reporting.page import Section, render
 from braintum.reporting.results import Entry, Results, read_results
@@ -59,13 +60,13 @@ def _files(results: Results) -> dict[str, bytes]:
 def _sections(results: Results) -> list[Section]:
     pictures, why_none = overlays(results)
     entries = results.entries
-    compared = comparison_table(results)
+    found = (write(results) for write in (outer_table, optimism_table, comparison_table, leads_table, seeds_table))
     sections = [
         Section(
             "results",
             "Results",
-            _caveats(results),
-            [tables.leaderboard(results), *([compared] if compared else [])],
+            [*_caveats(results), *lead_words(results)],
+            [tables.leaderboard(results), *(table for table in found if table)],
             _present(fold_scores(results)),
         ),
         Section("pictures", "Pictures", [why_none] if why_none else [], [], _present(pictures)),
@@ -95,6 +96,21 @@ def _caveats(results: Results) -> list[str]:
     """What a reader must know before believing the numbers."""
     if not results.study:
         return []
+    if results.kind == "nested study":
+        found = results.summary["nested"].items()
+        words = (f"{name}: {o['selection']:.3f} chosen, {o['nested']:.3f} nested" for name, about in found
+                 for o in [about["optimism"]])  # fmt: skip
+        return [
+            "Each fold was left out in turn: a search of its own chose settings on the rest, which were trained again "
+            "on all the rest and scored on the fold. These are scores of the search, on slices that it never saw, and "
+            "not of one configuration.",
+            f"Selection scores beside them: {'; '.join(words)}. The difference is what choosing flatters.",
+        ]
+    if results.study.about.get("outer") is not None:
+        return [
+            f"A part of a nested study: the search never saw fold {results.study.about['outer']['fold']}, on which its "
+            "winners are scored."
+        ]
     if not results.study.trials:
         return [
             "A comparison: nothing was searched. Whether the settings were chosen on these slices before, this page "
@@ -144,12 +160,17 @@ def _facts(results: Results) -> dict[str, str]:
     regions = _regions(results)
     if regions:
         facts["seen of a slice"] = regions
-    if results.study and results.study.trials:
+    if results.study and results.kind == "nested study":
+        facts["trials"] = f"{sum(results.summary['trials'].values())}, in {len(entry.summary['folds'])} studies"
+    elif results.study and results.study.trials:
         facts["trials"] = str(len(results.study.trials))
+    if entry.seeds > 1:
+        facts["seeds"] = str(entry.seeds)
     spent = {
         "run": "training time",
         "cross-validation": "training time, sum of folds",
         "study": "time since the last start",
+        "nested study": "time since the last start",
     }
     facts[spent[results.kind]] = _duration(results.summary["seconds"])
     if "versions" in results.summary:

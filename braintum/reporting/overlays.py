@@ -18,7 +18,7 @@ from PIL import Image
 from braintum.data.schema import CARD, DataError
 from braintum.data.shards import read_card
 from braintum.data.table import read_images, read_masks
-from braintum.evaluation.summary import Scores
+from braintum.evaluation.scores import Scores, by_seed
 from braintum.reporting.canvas import INK, MUTED, Figure, draw
 from braintum.reporting.results import Entry, Results
 
@@ -71,6 +71,7 @@ def overlays(results: Results) -> tuple[Figure | None, str]:
     note = (
         "Slices with tumour, each predicted while held out, from the worst to the best by Dice"
         + (" (mean over the rows)" if len(entries) > 1 else "")
+        + ("; the first seed's masks" if entries[0].seeds > 1 else "")
         + "; 10 %: a tenth of the slices score less. ✗: a wrong class. Outlines:"
     )
     size = (1.75 * len(chosen) + 0.3, 1.88 * (1 + len(entries)) + 0.3)
@@ -85,9 +86,10 @@ def _choose(entries: list[Entry]) -> list[Chosen]:
     dice: dict[str, list[float]] = {}
     labels: dict[str, str | None] = {}
     for entry in entries:
-        ids = entry.predictions["slice_id"].to_pylist()
-        labels |= dict(zip(ids, entry.predictions["label"].to_pylist(), strict=True))
-        for name, value in zip(ids, Scores.of(entry.predictions).per_slice()["dice"], strict=True):
+        predictions = by_seed(entry.predictions)[0]
+        ids = predictions["slice_id"].to_pylist()
+        labels |= dict(zip(ids, predictions["label"].to_pylist(), strict=True))
+        for name, value in zip(ids, Scores.of(predictions).per_slice()["dice"], strict=True):
             if not np.isnan(value):
                 dice.setdefault(name, []).append(float(value))
     shared = sorted((float(np.mean(v)), name) for name, v in dice.items() if len(v) == len(entries))
@@ -99,8 +101,9 @@ def _choose(entries: list[Entry]) -> list[Chosen]:
 
 
 def _rows(entry: Entry, ids: list[str]) -> list[dict[str, Any]]:
-    position = {name: i for i, name in enumerate(entry.predictions["slice_id"].to_pylist())}
-    return list(entry.predictions.take([position[name] for name in ids]).to_pylist())
+    predictions = by_seed(entry.predictions)[0]
+    position = {name: i for i, name in enumerate(predictions["slice_id"].to_pylist())}
+    return list(predictions.take([position[name] for name in ids]).to_pylist())
 
 
 def _caption(row: dict[str, Any]) -> str:

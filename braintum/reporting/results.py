@@ -1,10 +1,12 @@
-"""What a result directory holds, read back: a run, a cross-validation or a study."""
+"""What a result directory holds, read back: a run, a cross-validation, a study or a nested study."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
@@ -12,6 +14,7 @@ import pyarrow as pa
 from braintum import storage
 from braintum.data.schema import NAME, DataError
 from braintum.data.shards import filesystem
+from braintum.evaluation.seeds import Grid, grid, joined, place_of
 from braintum.evaluation.summary import summarise
 
 
@@ -19,7 +22,8 @@ from braintum.evaluation.summary import summarise
 class Entry:
     """One configuration and what it predicted for slices that it was not trained on.
 
-    `about` is its experiment.json: the resolved settings, `fold` and `folds`. `history` has a row per epoch and fold.
+    `about` is its experiment.json: the resolved settings, `fold` and `folds`; of a nested study that of one outer
+    fold's winner. `predictions` of several seeds have a column `seed`. `history` has a row per epoch and run.
     """
 
     name: str
@@ -31,6 +35,15 @@ class Entry:
     def metric(self, name: str) -> float | None:
         """The mean over folds."""
         return mean_of(self.summary["over_folds"], name)
+
+    @cached_property
+    def scores(self) -> Grid:
+        """By metric, every seed's and fold's."""
+        return grid(self.predictions)
+
+    @property
+    def seeds(self) -> int:
+        return len(next(iter(self.scores.values())))
 
 
 @dataclass(frozen=True)
@@ -61,12 +74,18 @@ class Study:
     history: pa.Table
 
 
+Kind = Literal["run", "cross-validation", "study", "nested study"]
+
+
 @dataclass(frozen=True)
 class Results:
-    """A result directory. `summary` is its summary.json, `entries` (one or more) stand best first."""
+    """A result directory. `summary` is its summary.json, `entries` (one or more) stand best first.
+
+    The `study` of a nested one has no trials: they are those of its inner studies, each a directory of its own.
+    """
 
     url: str
-    kind: Literal["run", "cross-validation", "study"]
+    kind: Kind
     data_url: str
     data_digest: str
     summary: dict[str, Any]
@@ -104,22 +123,49 @@ def standing(over_folds: Mapping[str, Any]) -> tuple[float, float]:
 def _read_training(url: str) -> Results:
     entry = _read_entry(url)
     summary = _read_record(url, "summary.json", "seconds")
-    kind: Literal["run", "cross-validation"] = "cross-validation" if "folds" in summary else "run"
+    kind: Kind = "cross-validation" if "folds" in summary else "run"
     data = entry.about["data"]
     return Results(url, kind, data["url"], data["digest"], summary, [entry], None)
 
 
 def _read_study(url: str) -> Results:
     about = _read_record(url, "study.json", "space.name", "space.parameters", "space.scheduler", *_DATA)
+    if about.get("nested") is not None:
+        return _read_nested(url, about)
     summary = _read_record(url, "summary.json", "best", "busy_share", "resources", "seconds", *_COUNTS)
-    entries = [_read_entry(storage.join(url, "crossval", architecture)) for architecture in summary["best"]]
+    summary = _read_record(url, "summary.json", *(f"best.{name}.seeds.n" for name in summary["best"]))
+    entries = [
+        _read_seeds(storage.join(url, "crossval", architecture), architecture, best["seeds"]["n"])
+        for architecture, best in summary["best"].items()
+    ]
     trials = [
         Trial(**{**row, "params": json.loads(row["params"])})
         for row in _read_table(url, "trials.parquet", *_TRIAL_COLUMNS).select(_TRIAL_COLUMNS).to_pylist()
     ]
     study = Study(about, trials, _read_table(url, "history.parquet", "run", "epoch", "score"))
-    ranked = sorted(entries, key=lambda entry: standing(entry.summary["over_folds"]))
-    return Results(url, "study", about["data"]["url"], about["data"]["digest"], summary, ranked, study)
+    return Results(url, "study", about["data"]["url"], about["data"]["digest"], summary, _ranked(entries), study)
+
+
+def _read_nested(url: str, about: dict[str, Any]) -> Results:
+    summary = _read_record(url, "summary.json", "nested", "resources", "seconds", *_COUNTS)
+    entries = []
+    for name, found in summary["nested"].items():
+        places = [
+            storage.join(url, f"outer-{fold}", "crossval", winner["architecture"])
+            for fold, winner in found["outer"].items()
+        ]
+        parts = [_read_seeds(place, name, found["seeds"]["n"]) for place in places]
+        predictions, history = (
+            pa.concat_tables([getattr(part, table) for part in parts], promote_options="default")
+            for table in ("predictions", "history")
+        )
+        entries.append(Entry(name, parts[0].about, predictions, history, summarise(predictions)))
+    study = Study(about, [], pa.table({}))
+    return Results(url, "nested study", about["data"]["url"], about["data"]["digest"], summary, _ranked(entries), study)
+
+
+def _ranked(entries: list[Entry]) -> list[Entry]:
+    return sorted(entries, key=lambda entry: standing(entry.summary["over_folds"]))
 
 
 _DATA = ("data.url", "data.digest")
@@ -139,6 +185,16 @@ def _read_entry(url: str) -> Entry:
     if not NAME.fullmatch(name):  # files of the report are called by it
         raise DataError(f"{storage.join(url, 'experiment.json')}: model.name: {name!r} is no architecture")
     return Entry(name, about, predictions, history, summarise(predictions))
+
+
+def _read_seeds(url: str, name: str, seeds: int) -> Entry:
+    """A study's winner, by what its space calls it, as trained with each seed."""
+    if not re.fullmatch(r"[\w-]+", name):  # files of the report are called by it
+        raise DataError(f"{url}: {name!r} is no architecture")
+    parts = [_read_entry(place_of(url, number)) for number in range(1, seeds + 1)]
+    predictions = joined([part.predictions for part in parts])
+    history = pa.concat_tables([part.history for part in parts], promote_options="default")
+    return Entry(name, parts[0].about, predictions, history, summarise(predictions))
 
 
 _T = TypeVar("_T")

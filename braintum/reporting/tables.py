@@ -138,12 +138,14 @@ def leaderboard(results: Results) -> Table:
         [entry.name, *(mean_sd(entry.summary["over_folds"].get(metric)) for metric in present)] for entry in entries
     ]
     several = len(entries[0].summary["folds"]) > 1
-    notes = ["Mean ± SD over folds."] if several else ["Scored once, on the slices held out."]
+    seeds = f" of means over {entries[0].seeds} seeds" if entries[0].seeds > 1 else ""
+    notes = [f"Mean ± SD over folds{seeds}."] if several else ["Scored once, on the slices held out."]
     notes += [words for metric, words in MEANINGS.items() if metric in present]
     undefined = {entry.name: n for entry in entries if (n := entry.summary["counts"]["hd_undefined"])}
     if undefined:
         named = ", ".join(f"{name} {n}" for name, n in undefined.items())
-        notes.append(f"Tumour slices on which nothing was drawn have no distance and are left out of it: {named}.")
+        drawn = "nothing was drawn" if entries[0].seeds == 1 else "nothing was drawn with one seed or more"
+        notes.append(f"Tumour slices on which {drawn} have no distance there and are left out of it: {named}.")
     notes += [f"Not ranked: {name}, {reason}." for name, reason in results.summary.get("failed", {}).items()]
     if len(entries) > 1:
         notes.append("The best of a column is in bold.")
@@ -172,6 +174,8 @@ def every_metric(entry: Entry) -> Table:
     columns += ["over slices", "over cases"] if cases else ["over slices"]
     note = "Each fold, mean ± SD over folds, and mean ± SD over all " if several else "Mean ± SD over "
     note += f"{summary['counts']['slices']:,} slices."
+    if entry.seeds > 1:
+        note += f" Every number is of means over {entry.seeds} seeds."
     if cases:
         note += f" {cases['cases']:,} cases: a case has the mean of its slices and the class of their mean probability."
     if cases and cases["mixed_cases"]:

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterable
 from itertools import count
 
+from braintum.evaluation.seeds import spread
 from braintum.reporting.results import Results
 from braintum.reporting.tables import LABELS, Cell, MeanSD, Table, text
 
@@ -74,6 +75,9 @@ def macros(results: Results) -> str:
         for metric, found in summary["over_folds"].items():
             add(found["mean"], metric, architecture, _camel(metric), "Mean")
             add(found["sd"], metric, architecture, _camel(metric), "Sd")
+        if entry.seeds > 1:
+            for metric, found in spread(entry.scores)["over_seeds"].items():
+                add(found["sd"], metric, architecture, _camel(metric), "SdOverSeeds")
         for kind, groups in (("fold", summary["folds"]), ("class", summary["classes"])):
             for name, word in _spelled(groups).items():
                 lines.append(" ".join(f"% {entry.name}, {kind} {name}".split()))

@@ -5,6 +5,7 @@ OUT/experiment.json  fold-<name>/ (a run each)  history.parquet  predictions.par
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -67,39 +68,81 @@ def crossval(
     with more, one after another. Finished folds are read, not trained again. `table_ref`: the dataset, where it is
     shared already. Raises ConfigError or DataError before anything starts, Diverged, or TrainingFailed.
     """
-    whole = RunSpec.of(experiment, data_url, out, None, folds)
-    refuse_at_once(whole.data_url, whole.out, resume=resume)
-    connect(progress.say)
-    refuse_unplaceable(workers, experiment.training.device)  # before reading makes a resting cluster grow
-    table_ref = table_ref or share_table(
-        whole.data_url, experiment.data, trainings=1 if workers > 1 else at_once or folds or DEFAULT_FOLDS
-    )
-    table: SliceTable = ray.get(table_ref)
-    specs = fold_specs(whole, table, workers)
-    say_region(experiment, table, progress)
-    say_start_of(specs, table, progress)
-    prepare_out(whole.out, about_run(whole, table.digest), resume=resume)
-    if not storage.exists(storage.join(whole.out, "summary.json")):
-        _train_folds(specs, table_ref, table.digest, workers, at_once or len(specs), progress)
-        speeds = [run["slices_per_second"] for run in _summaries(specs)]
-        about = {
-            "experiment": experiment.digest,
-            "architecture": experiment.model.name,
-            "data": {
-                "url": whole.data_url,
-                "digest": table.digest,
-                **region_counts(table, experiment.data.region),
-            },
-            "slices_per_second": sum(speeds) / len(speeds),
-        }
-        leave_results(whole.out, specs, about)
-    summary: dict[str, Any] = storage.read_json(storage.join(whole.out, "summary.json"))
+    refuse_at_once(storage.resolve(data_url), storage.resolve(out), resume=resume)
+    (summary,) = crossvals(
+        {out: experiment}, data_url,
+        folds=folds, workers=workers, at_once=at_once, table_ref=table_ref, resume=resume, progress=progress,
+    )  # fmt: skip
     return summary
 
 
-def fold_specs(whole: RunSpec, table: SliceTable, workers: int) -> list[RunSpec]:
-    """The runs of a cross-validation. Raises DataError or ConfigError where one could not be trained or scored."""
-    names = list(held_out_folds(table, whole.folds, seed=0))
+def crossvals(
+    experiments: Mapping[str, Experiment],
+    data_url: str,
+    *,
+    folds: int | None,
+    only: Collection[str] | None = None,
+    workers: int = 1,
+    at_once: int | None = None,
+    table_ref: ray.ObjectRef[SliceTable] | None = None,
+    resume: bool,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Cross-validates an Experiment with several seeds, each into a directory; returns their summaries.
+
+    All folds of all seeds are one queue. `only`: the folds to hold out, else all. Else as `crossval`.
+    """
+    experiment = next(iter(experiments.values()))
+    wholes = [RunSpec.of(experiment, data_url, out, None, folds) for out, experiment in experiments.items()]
+    data_url = wholes[0].data_url
+    connect(progress.say)
+    refuse_unplaceable(workers, experiment.training.device)  # before reading makes a resting cluster grow
+    table_ref = table_ref or share_table(
+        data_url, experiment.data, trainings=1 if workers > 1 else at_once or folds or DEFAULT_FOLDS
+    )
+    table: SliceTable = ray.get(table_ref)
+    of_whole = {whole.out: fold_specs(whole, table, workers, only) for whole in wholes}
+    specs = [spec for of_seed in of_whole.values() for spec in of_seed]
+    say_region(experiment, table, progress)
+    say_start_of(specs, table, progress)
+    for whole in wholes:
+        prepare_out(whole.out, about_run(whole, table.digest), resume=resume)
+    todo = {out: of_seed for out, of_seed in of_whole.items() if not _finished(out)}
+    waiting = {
+        _name(spec, seed, len(wholes)): spec
+        for seed, (out, of_seed) in enumerate(of_whole.items(), start=1) if out in todo
+        for spec in of_seed
+    }  # fmt: skip
+    if waiting:
+        _train_folds(waiting, table_ref, table.digest, workers, at_once or len(specs), progress)
+    for out, of_seed in todo.items():
+        speeds = [run["slices_per_second"] for run in _summaries(of_seed)]
+        about = {
+            "experiment": Experiment.from_dict(of_seed[0].experiment).digest,
+            "architecture": experiment.model.name,
+            "data": {"url": data_url, "digest": table.digest, **region_counts(table, experiment.data.region)},
+            "slices_per_second": sum(speeds) / len(speeds),
+        }
+        leave_results(out, of_seed, about)
+    return [storage.read_json(storage.join(whole.out, "summary.json")) for whole in wholes]
+
+
+def _finished(out: str) -> bool:
+    return storage.exists(storage.join(out, "summary.json"))
+
+
+def _name(spec: RunSpec, seed: int, seeds: int) -> str:
+    """What the terminal calls a run."""
+    of_seed = f"-seed-{seed}" if seeds > 1 else ""
+    return f"{spec.experiment['model']['name']}{of_seed}-fold-{spec.fold}"
+
+
+def fold_specs(whole: RunSpec, table: SliceTable, workers: int, only: Collection[str] | None = None) -> list[RunSpec]:
+    """The runs of a cross-validation, or `only` those that hold out some of its folds.
+
+    Raises DataError or ConfigError where one could not be trained or scored.
+    """
+    names = [name for name in held_out_folds(table, whole.folds, seed=0) if only is None or name in only]
     specs = [replace(whole, out=storage.join(whole.out, f"fold-{name}"), fold=name) for name in names]
     for spec in specs:
         refuse_unusable(spec, table, workers)
@@ -107,20 +150,20 @@ def fold_specs(whole: RunSpec, table: SliceTable, workers: int) -> list[RunSpec]
 
 
 def _train_folds(
-    specs: list[RunSpec],
+    specs: Mapping[str, RunSpec],
     table_ref: ray.ObjectRef[SliceTable],
     digest: str,
     workers: int,
     at_once: int,
     progress: Progress,
 ) -> None:
-    experiment = Experiment.from_dict(specs[0].experiment)
+    """Trains the runs, by the names that the terminal shows, that are not finished."""
+    experiment = Experiment.from_dict(next(iter(specs.values())).experiment)
     todo = {}
     progress.expect(len(specs))
-    for spec in specs:
-        name = f"{experiment.model.name}-fold-{spec.fold}"
+    for name, spec in specs.items():
         progress.update(name, what=experiment.model.name, epoch_costs=experiment.training.epoch_costs)
-        if storage.exists(storage.join(spec.out, "summary.json")):
+        if _finished(spec.out):
             _show_complete(progress, name, spec)
         else:
             if not storage.exists(storage.join(spec.out, "experiment.json")):

@@ -18,7 +18,7 @@ Records = list[dict[str, Any]]
 
 
 class Winner(NamedTuple):
-    """An architecture's settings with a fresh seed: that of the trial was chosen with them, by luck too.
+    """An architecture's settings, with the first of `seed_of_winner`'s seeds.
 
     `trial` and its selection `score` are None in a comparison, which has no trials.
     """
@@ -30,7 +30,7 @@ class Winner(NamedTuple):
 
 def winners(space: SearchSpace, studies: dict[str, Study]) -> dict[str, Winner]:
     """The best trial of each architecture that has a complete one; of a comparison, each architecture as it is."""
-    seed = {"training.seed": seed_of(space.sampler.seed, "winner")}
+    seed = {"training.seed": seed_of_winner(space, 1)}
     if not space.parameters:
         return {name: Winner(space.experiment(name, seed), None, None) for name in space.architectures}
     found = {}
@@ -38,6 +38,11 @@ def winners(space: SearchSpace, studies: dict[str, Study]) -> dict[str, Winner]:
         experiment = Experiment.from_dict(json.loads(trial.user_attrs[SPEC])["experiment"])
         found[name] = Winner(experiment.with_overrides(seed), trial.number, trial.value)
     return found
+
+
+def seed_of_winner(space: SearchSpace, number: int) -> int:
+    """The seed of the winners' training number 1, 2, ...: with those of the trials they were chosen, by luck too."""
+    return seed_of(space.sampler.seed, "winner", number)
 
 
 def _best_trials(space: SearchSpace, studies: dict[str, Study]) -> dict[str, FrozenTrial]:
@@ -49,6 +54,12 @@ def _best_trials(space: SearchSpace, studies: dict[str, Study]) -> dict[str, Fro
             if name not in best or (trial.value or 0.0) > (best[name].value or 0.0):
                 best[name] = trial
     return {name: best[name] for name in space.architectures if name in best}
+
+
+def only_the_best(found: dict[str, Winner]) -> dict[str, Winner]:
+    """The winner of a joint study: the one with the best selection score of all architectures."""
+    best = sorted(found, key=lambda name: -(found[name].score or 0.0))[:1]
+    return {name: found[name] for name in best}
 
 
 def trials_and_history(studies: dict[str, Study]) -> tuple[Records, Records]:

@@ -73,6 +73,7 @@ class SearchSpace(Part):
     overrides: dict[str, Any] = Field({}, description="path: value, on top of the base")
     folds: int | None = Field(None, ge=2, description="None: all that the source has, else 5")
     trials: int = Field(0, ge=0, description="in all, shared out equally among the architectures")
+    seeds: int = Field(1, ge=1, description="how often each winner is cross-validated, each time with another seed")
     resources: Resources = Resources()
     score: dict[str, float] = Field({"dice": 0.5, "macro_f1": 0.5}, min_length=1, description="metric: weight")
     objectives: tuple[str, ...] = Field((), description="metrics whose Pareto front the study's summary names")
@@ -139,9 +140,10 @@ class SearchSpace(Part):
         *,
         trials: int | None = None,
         folds: int | None = None,
+        seeds: int | None = None,
         overrides: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Reads and checks a space at a path or URL; `trials`, `folds` and single `overrides` replace what it says.
+        """Reads and checks a space at a path or URL; what else is given replaces what it says.
 
         A path that is no file may name one of braintum's own ("quick", "search_spaces/quick.yaml"). A `base` that is
         a file is looked for beside the space.
@@ -158,7 +160,8 @@ class SearchSpace(Part):
         if isinstance(base, str) and base.endswith((".yaml", ".yml")):
             place = _beside(str(path), base)
             settings = {**settings, "base": parse_settings(_read(place, f"{path}: base: {place}: no such file"), place)}
-        given = {field: value for field, value in (("trials", trials), ("folds", folds)) if value is not None}
+        options = {"trials": trials, "folds": folds, "seeds": seeds}
+        given = {field: value for field, value in options.items() if value is not None}
         try:
             space = cls.model_validate_json(json.dumps({**settings, **given}))
         except ValidationError as error:
@@ -256,17 +259,17 @@ class SearchSpace(Part):
         return {name: each + (i < rest) for i, name in enumerate(self.architectures)}
 
     def settings(self) -> dict[str, Any]:
-        """All but `trials` and `resources`, as plain values."""
+        """All but `trials`, `seeds` and `resources`, as plain values."""
         return self.model_dump(mode="json", by_alias=True, exclude=self._left_out)
 
     @property
     def _left_out(self) -> set[str]:
         """What a study may be resumed with another one of, and a field that is as if it were not there."""
-        return {"trials", "resources", *(() if self.objectives else ("objectives",))}
+        return {"trials", "seeds", "resources", *(() if self.objectives else ("objectives",))}
 
     @property
     def digest(self) -> str:
-        """16 hex digits of all that decides what a trial means: not of `trials` and `resources`."""
+        """16 hex digits of all that decides what a trial means: not of `trials`, `seeds` and `resources`."""
         settings = self.model_dump(mode="json", exclude=self._left_out)
         bases = [self.experiment(architecture, {}).to_dict() for architecture in self.architectures]
         return hashlib.sha256(json.dumps([settings, bases]).encode()).hexdigest()[:16]

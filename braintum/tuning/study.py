@@ -1,7 +1,7 @@
 """A study: a search space tried on a dataset, then the winner of each architecture cross-validated.
 
-    OUT/study.json  optuna.db  trials/<architecture>-<n>/history.json  best/<architecture>.yaml
-        crossval/<architecture>/  trials.parquet  history.parquet  predictions.parquet  summary.json
+    OUT/study.json  optuna.db  trials/<architecture>-<n>/history.json  trials.parquet  history.parquet  summary.json
+        and what `winner` writes: best/  crossval/  predictions.parquet
 
 `optuna.db` is all that a resumed study reads of the search.
 """
@@ -9,41 +9,30 @@
 from __future__ import annotations
 
 import gc
-import logging
 import tempfile
 import time
 import traceback
-import warnings
 from typing import Any
 
 import optuna
-import pyarrow as pa
 import ray
 from optuna.study import Study
 from ray import tune
 
 from braintum import storage
-from braintum.connect import connect
-from braintum.data.audit import refuse_leaks, whole_view
-from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
-from braintum.training.crossval import crossval
-from braintum.training.fit import Diverged
 from braintum.training.progress import Progress
 from braintum.training.run import prepare_out, refuse_at_once, say_start, versions
-from braintum.training.worker import MAX_FAILURES, TrainingFailed
-from braintum.tuning.outcome import TRIAL_COLUMNS, Winner, counts, pareto, trials_and_history, winners
+from braintum.training.worker import MAX_FAILURES
+from braintum.tuning.outcome import TRIAL_COLUMNS, counts, only_the_best, pareto, trials_and_history, winners
 from braintum.tuning.searcher import OptunaSearcher, StudySchedulers, seed_of
-from braintum.tuning.slots import Slots
+from braintum.tuning.shared import Shared, share
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.storage import OptunaFile
-from braintum.tuning.trial import OneWorkerTrial, TrialSpec, many_worker_trial
-from braintum.tuning.views import refuse_unusable, view, views_of
+from braintum.tuning.trial import OneWorkerTrial, Outer, TrialSpec, many_worker_trial
+from braintum.tuning.views import refuse_unusable, view
 from braintum.tuning.watch import Watch
-
-
-class StudyFailed(RuntimeError):
-    """A search without a winner that could be cross-validated, with a reason."""
+from braintum.tuning.winner import StudyFailed, crossvalidate, is_finished
 
 
 def search(
@@ -65,28 +54,28 @@ def search(
     """
     started = time.monotonic()
     data_url, out = storage.resolve(data_url), storage.resolve(out)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
     refuse_at_once(data_url, out, resume=resume)
-    views = views_of(space)
-    connect(progress.say)
-    slots = Slots.of(space.resources, space.experiment(next(iter(space.architectures)), {}).training.device)
-    if not slots.filled:
-        progress.say("no node has room for a trial yet: they wait until the cluster grows")
-    tables = {name: share_table(data_url, data, trainings=slots.count) for name, data in views.items()}
-    table, folds = refuse_unusable(space, tables)
-    whole = whole_view(views.values())
-    leaks = refuse_leaks(ray.get(tables.get(view(whole)) or share_table(data_url, whole)), allow=allow_leak)
-    if not storage.exists(out):
-        for name in space.architectures:
-            experiment = space.experiment(name, {})
-            say_start(experiment, ray.get(tables[view(experiment.data)]), progress)
-    about = {
-        "space": space.settings(),
-        "digest": space.digest,
-        "data": {"url": data_url, "digest": table.digest},
-    }
+    shared = share(space, data_url, allow_leak=allow_leak, progress=progress)
+    say_starts(space, shared, out, progress)
+    return run_study(space, shared, out, started=started, resume=resume, progress=progress)
+
+
+def run_study(
+    space: SearchSpace,
+    shared: Shared,
+    out: str,
+    *,
+    outer: Outer | None = None,
+    started: float,
+    resume: bool,
+    progress: Progress,
+) -> dict[str, Any]:
+    """`search` on a dataset that is shared already. `outer`: trials do not see that fold, and winners hold out only it.
+
+    `started`: what the summary's `seconds` count from, as `time.monotonic` has it.
+    """
+    table, folds = refuse_unusable(space, shared.tables, outer)
+    about = record(space, shared.data_url, table, outer=outer and {"fold": outer[0], "folds": outer[1]})
     prepare_out(out, about, resume=resume, record="study.json")
     summary_url = storage.join(out, "summary.json")
     with OptunaFile(storage.join(out, "optuna.db")) as file:
@@ -94,18 +83,20 @@ def search(
         left = sum(space.shares().values()) - _ended(studies)
         if left <= 0 and storage.exists(summary_url):
             known: dict[str, Any] = storage.read_json(summary_url)
-            if not known.get("failed", {}).keys() & winners(space, studies).keys():
+            if is_finished(known, space, winners(space, studies)):
                 return known
         storage.remove(summary_url)  # it is of fewer trials; if this start is stopped, the next one must not return it
         progress.expect(left)
         watch = Watch(progress, folds, file)
         searched = time.monotonic()
         if left > 0:
-            _tune(space, studies, left, data_url, out, tables, folds, slots, watch)
+            _tune(space, studies, left, out, folds, shared, outer, watch)
         seconds = time.monotonic() - searched
         trials, history = trials_and_history(studies)
         best = winners(space, studies)
     failed = {name: "no trial finished all folds" for name in space.architectures if name not in best}
+    if outer is not None and space.joint:  # what the search chose is one of all
+        best, failed = only_the_best(best), {}
     storage.write_rows(storage.join(out, "trials.parquet"), trials, TRIAL_COLUMNS)
     storage.write_rows(storage.join(out, "history.parquet"), history, ("run", "architecture", "epoch", "score"))
     if not best:
@@ -115,11 +106,11 @@ def search(
     summary = {
         "name": space.name,
         "trials": counts(trials),
-        "best": _crossvalidate(space, best, data_url, out, tables, slots, failed, progress),
+        "best": crossvalidate(space, best, shared, out, outer, failed, progress),
         "failed": failed,
-        "leaks": leaks,
+        "leaks": shared.leaks,
         **({"pareto": pareto(space, trials, history)} if space.objectives else {}),
-        "busy_share": watch.busy / (seconds * max(1, slots.filled)) if watch.busy else None,
+        "busy_share": watch.busy / (seconds * max(1, shared.slots.filled)) if watch.busy else None,
         "resources": space.resources.model_dump(mode="json"),
         "search_seconds": seconds,
         "start_seconds": list(watch.starts.values()),
@@ -131,57 +122,18 @@ def search(
     return summary
 
 
-def _crossvalidate(
-    space: SearchSpace,
-    best: dict[str, Winner],
-    data_url: str,
-    out: str,
-    tables: dict[str, ray.ObjectRef[SliceTable]],
-    slots: Slots,
-    failed: dict[str, str],
-    progress: Progress,
-) -> dict[str, dict[str, Any]]:
-    """Cross-validates each architecture's winner; what the study's summary says of it, by architecture.
+def say_starts(space: SearchSpace, shared: Shared, out: str, progress: Progress) -> None:
+    """`say_start` of every architecture, unless `out` is there already: then it was said."""
+    if not storage.exists(out):
+        for name in space.architectures:
+            experiment = space.experiment(name, {})
+            say_start(experiment, ray.get(shared.tables[view(experiment.data)]), progress)
 
-    One that diverges with its fresh seed, or whose workers are lost, goes to `failed`, with the reason. Raises
-    StudyFailed where that is all of them.
-    """
-    found, predictions = {}, []
-    for name, (experiment, trial, score) in best.items():
-        storage.write_bytes(storage.join(out, "best", f"{name}.yaml"), experiment.to_yaml().encode())
-        place = storage.join(out, "crossval", name)
-        before = storage.join(place, "experiment.json")
-        same = storage.exists(before) and storage.read_json(before)["experiment"] == experiment.to_dict()
-        if not same:
-            storage.remove(place)  # more trials found another winner, or it was stopped before anything was written
-        progress.say(
-            f"cross-validating {name}" if trial is None else f"cross-validating the best {name} (trial {trial})"
-        )
-        try:
-            result = crossval(
-                experiment, data_url, place, folds=space.folds, workers=slots.workers, at_once=slots.count,
-                table_ref=tables[view(experiment.data)], resume=same, progress=progress,
-            )  # fmt: skip
-        except (Diverged, TrainingFailed, ray.exceptions.RayTaskError) as error:  # the last: out of memory, say
-            cause = getattr(error, "cause", error)  # what Ray wraps when a task raises it
-            which = "its settings" if trial is None else f"trial {trial}"
-            diverged = " diverged with another seed" if isinstance(error, Diverged) else ""
-            failed[name] = f"{which}{diverged}: {cause}"
-            continue
-        predictions.append(storage.read_table(storage.join(place, "predictions.parquet")))
-        found[name] = {
-            "trial": trial,
-            "score": score,
-            "experiment": experiment.to_dict(),
-            "crossval": result["over_folds"],
-            "hd_unit": result["hd_unit"],
-        }
-    if not found:
-        raise StudyFailed(f"{out}: no winner could be cross-validated; {'; '.join(failed.values())}")
-    storage.write_table(
-        storage.join(out, "predictions.parquet"), pa.concat_tables(predictions, promote_options="default")
-    )
-    return found
+
+def record(space: SearchSpace, data_url: str, table: SliceTable, **more: Any) -> dict[str, Any]:
+    """What study.json says: a study is resumed only with the same. `nested` and `outer` are None of a plain study."""
+    settings = {"space": space.settings(), "digest": space.digest}
+    return {**settings, "data": {"url": data_url, "digest": table.digest}, "nested": None, "outer": None, **more}
 
 
 def _open_studies(space: SearchSpace, file: OptunaFile) -> dict[str, Study]:
@@ -206,14 +158,14 @@ def _tune(
     space: SearchSpace,
     studies: dict[str, Study],
     left: int,
-    data_url: str,
     out: str,
-    tables: dict[str, ray.ObjectRef[SliceTable]],
     folds: int,
-    slots: Slots,
+    shared: Shared,
+    outer: Outer | None,
     watch: Watch,
 ) -> None:
     """Runs the trials that are left."""
+    slots, tables = shared.slots, shared.tables
 
     def place(architecture: str, number: int, name: str, values: dict[str, Any]) -> TrialSpec:
         # Each trial has a seed of its own: a search in which all share one rewards that seed's luck.
@@ -226,8 +178,9 @@ def _tune(
             experiment.to_dict(),
             view(experiment.data),
             trial_out,
-            space.folds,
+            space.folds if outer is None else folds,
             space.score,
+            outer,
         )
 
     most_epochs = {name: folds * _most_epochs(space, name) for name in studies}

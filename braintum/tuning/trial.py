@@ -25,7 +25,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from braintum import storage
 from braintum.config import Experiment
-from braintum.data.folds import held_out_folds, split
+from braintum.data.folds import held_out_folds, split, without
 from braintum.data.table import SliceTable
 from braintum.training.checkpoint import STATE, load_state, save_state
 from braintum.training.device import keep_freed_memory
@@ -38,12 +38,16 @@ ERROR = "error.txt"
 RAY_FILES = "ray"
 """Where Ray Train keeps its own files of a trial of many workers, while it lives."""
 
+Outer = tuple[str, int | None]
+"""A fold that a search never sees, by its name, and the number of folds that it is one of (None: as the data say)."""
+
 
 @dataclass(frozen=True)
 class TrialSpec:
     """What a trial is: plain values, so that it travels to workers.
 
-    `view` names the table to train on (searches over `data.*` have several), `score` weighs the metrics.
+    `view` names the table to train on (searches over `data.*` have several), `score` weighs the metrics. `folds` are
+    cut out of what is not `outer`.
     """
 
     architecture: str
@@ -53,11 +57,17 @@ class TrialSpec:
     out: str
     folds: int | None
     score: dict[str, float]
+    outer: Outer | None = None
 
     @property
     def run(self) -> str:
-        """What tables and the terminal call it."""
+        """What its study's tables call it."""
         return f"{self.architecture}-{self.number}"
+
+    @property
+    def shown(self) -> str:
+        """What the terminal calls it."""
+        return self.run if self.outer is None else f"outer-{self.outer[0]} {self.run}"
 
 
 def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Any]]:
@@ -67,6 +77,8 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
     the current one; `finished` is True in the last result. A resumed trial first yields its saved results again.
     """
     experiment = Experiment.from_dict(spec.experiment)
+    if spec.outer is not None:
+        table = without(table, *spec.outer, seed=0)
     names = list(held_out_folds(table, spec.folds, seed=0))
     state_url = storage.join(spec.out, STATE)
     state = load_state(state_url)

@@ -9,13 +9,16 @@ from typing import Any
 
 import ray
 
-from braintum.data.folds import held_out_folds, split
+from braintum.config import Experiment
+from braintum.data.folds import at_most, held_out_folds, split, without
+from braintum.data.schema import DataError
 from braintum.data.table import SliceTable
 from braintum.parts import Data
 from braintum.settings import ConfigError
 from braintum.training.fit import refuse_without_targets, usable_rows
 from braintum.tuning.parameter import holds
 from braintum.tuning.space import SearchSpace
+from braintum.tuning.trial import Outer
 
 _WITHIN = {"validation", "window"}
 """Settings of the data that change nothing of what the table holds."""
@@ -62,17 +65,36 @@ _ABSENT = object()
 """The value of a parameter whose condition does not hold."""
 
 
-def refuse_unusable(space: SearchSpace, tables: dict[str, ray.ObjectRef[SliceTable]]) -> tuple[SliceTable, int]:
+def refuse_unusable(
+    space: SearchSpace, tables: dict[str, ray.ObjectRef[SliceTable]], outer: Outer | None = None
+) -> tuple[SliceTable, int]:
     """Raises DataError where an architecture's own settings could not be trained on a fold.
 
-    Returns a table (any: all have the same slices' digest) and the number of folds.
+    `outer`: a fold that trials never see; it is looked at too. Returns a table (any: all have the same slices' digest)
+    and the number of a trial's folds.
     """
     for name in space.architectures:
         experiment = space.experiment(name, {})
         table: SliceTable = ray.get(tables[view(experiment.data)])
-        folds = list(held_out_folds(table, space.folds, seed=0))
-        for fold in folds:
-            rows = split(table, fold, space.folds, seed=0)
-            usable_rows(experiment, table, rows.train, space.resources.workers)
-            refuse_without_targets(experiment, table, rows.held_out, f"held-out (fold {fold})")
-    return table, len(folds)
+        if outer is None:
+            names = list(held_out_folds(table, space.folds, seed=0))
+            _refuse_unusable(space, experiment, table, names, space.folds)
+            continue
+        _refuse_unusable(space, experiment, table, [outer[0]], outer[1])
+        inner = without(table, *outer, seed=0)
+        folds = at_most(inner, space.folds)
+        try:
+            names = list(held_out_folds(inner, folds, seed=0))
+            _refuse_unusable(space, experiment, inner, names, folds)
+        except DataError as error:
+            raise DataError(f"--nested: without outer fold {outer[0]}: {error}") from None
+    return table, len(names)
+
+
+def _refuse_unusable(
+    space: SearchSpace, experiment: Experiment, table: SliceTable, names: list[str], folds: int | None
+) -> None:
+    for fold in names:
+        rows = split(table, fold, folds, seed=0)
+        usable_rows(experiment, table, rows.train, space.resources.workers)
+        refuse_without_targets(experiment, table, rows.held_out, f"held-out (fold {fold})")

@@ -30,7 +30,7 @@ class Watch(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         spec = TrialSpec(**trial.config["trial"])
         costs = Experiment.from_dict(spec.experiment).training.epoch_costs * self._folds
-        self._progress.update(spec.run, what=spec.architecture, state="training", epoch_costs=costs)
+        self._progress.update(spec.shown, what=spec.architecture, state="training", epoch_costs=costs)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -41,7 +41,7 @@ class Watch(tune.Callback):
         self.busy += result["ended"] - result["began"]
         self.starts.setdefault(spec.run, result["began"] - result["placed"])
         self._progress.update(
-            spec.run,
+            spec.shown,
             epoch=result["epoch"],
             fold=f"{result['fold']}",
             score=result["score"],
@@ -58,7 +58,7 @@ class Watch(tune.Callback):
 
     def _end(self, trial: Any, state: str) -> None:
         spec = TrialSpec(**trial.config["trial"])
-        self._progress.update(spec.run, state=state)
+        self._progress.update(spec.shown, state=state)
         if self._file.safe():  # else who resumes would train it again from the start
             storage.remove(storage.join(spec.out, STATE))
         storage.remove(storage.join(spec.out, RAY_FILES))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from example_rows import SIZE, make_row
 
-from braintum.data.folds import held_out_folds, split, validation_split
+from braintum.data.folds import at_most, held_out_folds, split, validation_split, without
 from braintum.data.schema import DataError
 from braintum.data.table import SliceTable
 
@@ -153,3 +153,23 @@ def test_a_group_in_two_folds_is_refused(make_table) -> None:
     rows = [make_row(f"r{i}", CLASSES[i % 3], group=str(i % 4), source_fold=str(i % 2 + (i == 7))) for i in range(12)]
     with pytest.raises(DataError, match="group '3' is in the source folds '1' and '2'"):
         held_out_folds(make_table(rows), None, seed=0)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_fold_that_is_left_out_is_in_no_other_part(make_table, own: bool) -> None:
+    """Of the source's folds the others stay what they are; folds that are cut here are cut out of the rest."""
+    source = [row for k in (1, 2, 10) for row in fold_rows(str(k))] + fold_rows("test")
+    table = make_table(source if own else cases(30))
+    left_out = held_out_folds(table, 3, seed=0)["2"]
+    rest = without(table, "2", 3, seed=0)
+    folds = at_most(rest, 3)
+    assert (folds, at_most(rest, None)) == (2 if own else 3, None)
+    names = list(held_out_folds(rest, folds, seed=0))
+    assert names == (["1", "10"] if own else ["1", "2", "3"])
+    for name in names:
+        parts = split(rest, name, folds, seed=0)
+        assert not {*parts.train, *parts.held_out} & set(left_out)
+        assert not groups(table, parts.train) & groups(table, left_out)
+        assert len(parts.train) + len(parts.held_out) + len(left_out) == len(table) - 6 * own, "but the test set"
+    with pytest.raises(DataError, match="fold: '7' is not a fold of the data"):
+        without(table, "7", 3, seed=0)

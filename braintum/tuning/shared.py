@@ -1,0 +1,45 @@
+"""What all studies of one space on one dataset have in common: the cluster's places for trials, and the tables."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+
+import optuna
+import ray
+
+from braintum.connect import connect
+from braintum.data.audit import refuse_leaks, whole_view
+from braintum.data.shared import share_table
+from braintum.data.table import SliceTable
+from braintum.training.progress import Progress
+from braintum.tuning.slots import Slots
+from braintum.tuning.space import SearchSpace
+from braintum.tuning.views import view, views_of
+
+
+@dataclass(frozen=True)
+class Shared:
+    """`tables`: by view, in the object store. `leaks`: copies on two sides of a split."""
+
+    data_url: str
+    tables: dict[str, ray.ObjectRef[SliceTable]]
+    slots: Slots
+    leaks: int
+
+
+def share(space: SearchSpace, data_url: str, *, allow_leak: bool, progress: Progress) -> Shared:
+    """Joins a cluster and reads the dataset into it. Raises ConfigError or DataError for what cannot be searched."""
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    views = views_of(space)
+    connect(progress.say)
+    slots = Slots.of(space.resources, space.experiment(next(iter(space.architectures)), {}).training.device)
+    if not slots.filled:
+        progress.say("no node has room for a trial yet: they wait until the cluster grows")
+    tables = {name: share_table(data_url, data, trainings=slots.count) for name, data in views.items()}
+    whole = whole_view(views.values())
+    leaks = refuse_leaks(ray.get(tables.get(view(whole)) or share_table(data_url, whole)), allow=allow_leak)
+    return Shared(data_url, tables, slots, leaks)
