@@ -32,10 +32,12 @@ from braintum.training.fit import Diverged
 from braintum.training.progress import Progress
 from braintum.training.run import prepare_out, refuse_at_once, say_start, versions
 from braintum.training.worker import MAX_FAILURES, TrainingFailed
-from braintum.tuning.outcome import TRIAL_COLUMNS, Winner, counts, pareto, trials_and_history, winners
+from braintum.tuning.front import RULE, pareto, refuse_unmeasurable
+from braintum.tuning.outcome import TRIAL_COLUMNS, Winner, counts, race_summary, trials_and_history, winners
+from braintum.tuning.racing import refuse_powerless
 from braintum.tuning.searcher import OptunaSearcher, StudySchedulers, seed_of
 from braintum.tuning.slots import Slots
-from braintum.tuning.space import SearchSpace
+from braintum.tuning.space import COSTS, SearchSpace
 from braintum.tuning.storage import OptunaFile
 from braintum.tuning.trial import OneWorkerTrial, TrialSpec, many_worker_trial
 from braintum.tuning.views import refuse_unusable, view, views_of
@@ -75,8 +77,11 @@ def search(
     slots = Slots.of(space.resources, space.experiment(next(iter(space.architectures)), {}).training.device)
     if not slots.filled:
         progress.say("no node has room for a trial yet: they wait until the cluster grows")
+    refuse_unmeasurable(space, slots)
     tables = {name: share_table(data_url, data, trainings=slots.count) for name, data in views.items()}
     table, folds = refuse_unusable(space, tables)
+    if space.racing:
+        refuse_powerless(space.racing.level, table, space.folds)
     widest = max(views.values(), key=lambda data: (data.region == "whole", data.image_size))
     leaks = refuse_leaks(ray.get(tables[view(widest)]), widest, allow=allow_leak)
     if not storage.exists(out):
@@ -108,6 +113,7 @@ def search(
         seconds = time.monotonic() - searched
         trials, history = trials_and_history(studies)
         best = winners(space, studies)
+        raced = {"racing": race_summary(space, studies, folds, table)} if space.racing else {}
     failed = {name: "no trial finished all folds" for name in space.architectures if name not in best}
     storage.write_rows(storage.join(out, "trials.parquet"), trials, TRIAL_COLUMNS)
     storage.write_rows(storage.join(out, "history.parquet"), history, ("run", "architecture", "epoch", "score"))
@@ -121,7 +127,8 @@ def search(
         "best": _crossvalidate(space, best, data_url, out, tables, slots, failed, progress),
         "failed": failed,
         "leaks": leaks,
-        **({"pareto": pareto(space, trials, history)} if space.objectives else {}),
+        **({"pareto": pareto(space, trials, history), "chosen_by": RULE} if space.objectives else {}),
+        **raced,
         "busy_share": watch.busy / (seconds * max(1, slots.filled)) if watch.busy else None,
         "resources": space.resources.model_dump(mode="json"),
         "search_seconds": seconds,
@@ -231,6 +238,7 @@ def _tune(
             trial_out,
             space.folds,
             space.score,
+            tuple(cost for cost in COSTS if cost in space.objectives),
         )
 
     most_epochs = {name: folds * _most_epochs(space, name) for name in studies}
@@ -248,7 +256,7 @@ def _tune(
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=OptunaSearcher(space, studies, place),
-                scheduler=StudySchedulers(space, studies, most_epochs),
+                scheduler=StudySchedulers(space, studies, most_epochs, folds),
                 metric="score",
                 mode="max",
                 num_samples=left,

@@ -62,7 +62,8 @@ def test_study_ends_in_winners_that_were_cross_validated(tiny_phantom: str, tmp_
         assert winner == Experiment.from_dict(best["experiment"])
         assert winner.model.name == name
         complete = [t for t in studies_of(out)[name].trials if t.state.name == "COMPLETE"]
-        assert best["score"] == max(t.value or 0 for t in complete)
+        if name == "unet":  # it has one of the objectives
+            assert best["score"] == max(t.value or 0 for t in complete)
         assert best["crossval"]["dice_all"]["n"] == 2, "folds"
         assert (out / "crossval" / name / "fold-1" / "model.safetensors").exists()
     first = [study.trials[0].params["optim.lr"] for study in studies_of(out).values()]
@@ -84,7 +85,8 @@ def test_study_ends_in_winners_that_were_cross_validated(tiny_phantom: str, tmp_
     assert all((row["selection_accuracy"] is not None) == (row["architecture"] == "joint_unet") for row in history)
     assert not list((out / "trials").rglob("state.pt")), "checkpoints of ended trials are gone"
     assert list(summary["pareto"]) == ["joint_unet"], "a segmenter has one of the objectives"
-    trial = summary["pareto"]["joint_unet"][0]
+    (trial,) = [point for point in summary["pareto"]["joint_unet"] if point["chosen"]]
+    assert trial["trial"] == summary["best"]["joint_unet"]["trial"]
     ends = {row["fold"]: row for row in history if row["run"] == f"joint_unet-{trial['trial']}"}  # the last are kept
     for metric in ("dice_all", "accuracy"):
         assert trial[metric] == pytest.approx(sum(row[f"selection_{metric}"] for row in ends.values()) / 2)
