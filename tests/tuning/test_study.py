@@ -315,13 +315,14 @@ def test_a_trial_of_two_workers_wins_and_is_cross_validated(tiny_phantom: str, t
     out = tmp_path / "study"
     changes: dict[str, Any] = {
         "architectures": ["joint_unet"], "trials": 1, "resources": {"workers": 2},
-        "overrides": {**TINY, "training.epochs": 1},
+        "overrides": {**TINY, "training.epochs": 1}, "objectives": ["accuracy", "latency"], "racing": {"level": 0.05},
     }  # fmt: skip
     summary = search(space(tmp_path, **changes), tiny_phantom, str(out), progress=quiet())
+    assert summary["pareto"]["joint_unet"][0]["latency"] > 0, "rank 0 measured it"
     (trial,) = studies_of(out)["joint_unet"].trials
     assert trial.state.name == "COMPLETE"
     assert list(trial.intermediate_values) == [1, 2], "an epoch of each fold"
     assert summary["best"]["joint_unet"]["crossval"]["dice_all"]["n"] == 2, "folds"
     assert 0 < summary["busy_share"] <= 1
-    left = [file.name for file in (out / "trials" / "joint_unet-0").iterdir()]
-    assert left == ["history.json"], "neither its checkpoint nor Ray's own files"
+    left = sorted(file.name for file in (out / "trials" / "joint_unet-0").iterdir())
+    assert left == ["history.json", "shares-1.json", "shares-2.json"], "neither its checkpoint nor Ray's own files"
