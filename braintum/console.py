@@ -12,7 +12,7 @@ from rich.table import Table
 from braintum import storage
 from braintum.reporting import contents
 from braintum.reporting.results import standing
-from braintum.reporting.tables import heading, leak_words, mean_sd, shown, text, unit_of
+from braintum.reporting.tables import heading, leak_words, mean_sd, racing_words, shown, text, unit_of
 
 
 def print_card(card: Mapping[str, Any]) -> None:
@@ -122,7 +122,11 @@ def print_study(summary: Mapping[str, Any]) -> None:
     for name, reason in summary.get("failed", {}).items():
         print(f"not ranked: {name}, {reason}")
     for name, front in summary.get("pareto", {}).items():
-        print(f"Pareto front of {name}: trials {', '.join(str(point['trial']) for point in front)}")
+        chosen = next(point["trial"] for point in front if point["chosen"])
+        numbers = ", ".join(str(point["trial"]) for point in front)
+        print(f"Pareto front of {name}: trials {numbers}; chosen: {chosen}, {summary['chosen_by']}")
+    if "racing" in summary:
+        print(racing_words(summary["racing"]))
     states = ", ".join(f"{count} {state}" for state, count in summary["trials"].items())
     busy = summary["busy_share"]
     print(f"trials: {states}; {summary['seconds']:.0f} s" + ("" if busy is None else f", workers busy {busy:.0%}"))

@@ -49,9 +49,9 @@ def slice_scores(
     masks: list[Tensor] = []  # B,4: pixels in both, predicted, true; 1 if the row has a mask
     classes: list[Tensor] = []  # B,2: label, predicted
     num_pixels = 0
-    with _evaluating(model):
+    with evaluating(model):
         for batch in ordered_batches(table, rows, batch_size, device):
-            output = _forward(model, batch.image_BCHW, autocast_dtype, mirrors)
+            output = forward(model, batch.image_BCHW, autocast_dtype, mirrors)
             if output.mask_logits_BKHW is not None:
                 predicted_BHW, true_BHW = output.mask_logits_BKHW[:, 0] > 0, batch.mask_BKHW[:, 0] > 0.5
                 num_pixels = true_BHW[0].numel()
@@ -76,23 +76,43 @@ def selection_metrics(scores: Mapping[str, NDArray[np.generic]], classes: Sequen
 
     Only those that the model has a task for and the rows have targets for.
     """
-    metrics: dict[str, float] = {}
-    if "dice" in scores:
-        dice_R, has_tumour_R = scores["dice"].astype(np.float64), scores["has_tumour"].astype(bool)
-        if has_tumour_R.any():
-            metrics["dice"] = float(dice_R[has_tumour_R].mean())
-        for name, source in (("dice_all", "dice"), ("iou", "iou"), ("pixel_accuracy", "pixel_accuracy")):
-            values_R = scores[source].astype(np.float64)
-            known_R = has_tumour_R if name == "iou" else ~np.isnan(values_R)
-            if known_R.any():
-                metrics[name] = float(values_R[known_R].mean())
-    if "predicted" in scores:
+    metrics = {name: float(values_R[~np.isnan(values_R)].mean()) for name, values_R in _by_slice(scores).items()}
+    if "accuracy" in metrics:
         label_R, predicted_R = scores["label"].astype(np.int64), scores["predicted"].astype(np.int64)
         known_R = label_R >= 0
-        if known_R.any():
-            values = agreement(label_R[known_R], predicted_R[known_R], len(classes)).values()
-            metrics |= {name: values[name] for name in ("accuracy", "macro_f1")}
+        metrics["macro_f1"] = agreement(label_R[known_R], predicted_R[known_R], len(classes)).values()["macro_f1"]
     return metrics
+
+
+def score_shares(scores: Mapping[str, NDArray[np.generic]], weights: Mapping[str, float]) -> NDArray[np.float64]:
+    """Each slice's share in the weighted mean of `selection_metrics`, R long: the mean of the shares is that score.
+
+    Macro F1 is no mean over slices: whether the class is right, whose mean is the accuracy, stands in for it. A slice
+    that does not count for a metric (as one without tumour for `dice`) has no share in it.
+    """
+    by_slice = _by_slice(scores)
+    of_metric = {name: by_slice.get("accuracy" if name == "macro_f1" else name) for name in weights}
+    known = {name: values_R for name, values_R in of_metric.items() if values_R is not None}
+    shares = [
+        weights[name] * np.nan_to_num(values_R, nan=0.0) / np.mean(~np.isnan(values_R))
+        for name, values_R in known.items()
+    ]
+    total: NDArray[np.float64] = np.sum(shares, axis=0) / sum(weights[name] for name in known)
+    return total
+
+
+def _by_slice(scores: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.float64]]:
+    """Metrics that are means over slices: nan where a slice does not count; only those for which some slice does."""
+    found: dict[str, NDArray[np.float64]] = {}
+    if "dice" in scores:
+        has_tumour_R = scores["has_tumour"].astype(bool)
+        dice_R, iou_R = scores["dice"].astype(np.float64), scores["iou"].astype(np.float64)
+        found["dice"], found["dice_all"] = np.where(has_tumour_R, dice_R, np.nan), dice_R
+        found["iou"] = np.where(has_tumour_R, iou_R, np.nan)
+        found["pixel_accuracy"] = scores["pixel_accuracy"].astype(np.float64)
+    if "predicted" in scores:
+        found["accuracy"] = np.where(scores["label"].astype(int) >= 0, scores["label"] == scores["predicted"], np.nan)
+    return {name: values_R for name, values_R in found.items() if not np.isnan(values_R).all()}
 
 
 def prediction_table(
@@ -118,9 +138,9 @@ def prediction_table(
     columns: dict[str, list[object]] = {name: [] for name in schema.names}
     in_mm = bool(np.isfinite(table.spacing_R2[table.has_mask_R]).all())
     position = 0
-    with _evaluating(model):
+    with evaluating(model):
         for batch in ordered_batches(table, rows, batch_size, device):
-            output = _forward(model, batch.image_BCHW, autocast_dtype, experiment.augment.mirrors)
+            output = forward(model, batch.image_BCHW, autocast_dtype, experiment.augment.mirrors)
             mask_BHW = _native_masks(output, table.height, table.width)
             probability_BN = _probabilities(output)
             for b in range(len(batch.label_B)):
@@ -211,7 +231,7 @@ def _mask_scores(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Puts the model into eval mode without gradients, and back into the mode it was in."""
     training = model.training
     model.eval()
@@ -222,7 +242,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _forward(
+def forward(
     model: nn.Module, image_BCHW: Tensor, autocast_dtype: torch.dtype | None, mirrors: Sequence[tuple[int, ...]]
 ) -> Output:
     """The mean logits over the mirrored slices, masks flipped back (as nnU-Net does by default).

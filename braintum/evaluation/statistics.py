@@ -5,6 +5,7 @@ U units: cases where they are known, else groups (what a split must not cut), el
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,8 +54,8 @@ def paired_difference(
         return None
     difference_R = np.array([first_scores[name] - second_scores[name] for name in shared])
     unit, unit_of = _units(first)
-    _, unit_R = np.unique([unit_of[name] for name in shared], return_inverse=True)
-    difference_U = np.bincount(unit_R, weights=difference_R) / np.bincount(unit_R)
+    unit_R = [unit_of[name] for name in shared]
+    difference_U = _means(difference_R, unit_R)
     num_units = len(difference_U)
     low, high = _bootstrap(difference_U)
     return PairedDifference(
@@ -68,6 +69,24 @@ def paired_difference(
         p=float(wilcoxon(difference_U).pvalue) if (difference_U != 0).any() else 1.0,
         least_p=min(1.0, 2.0 ** (1 - num_units)),
     )
+
+
+def p_behind(difference_R: FloatArray, unit_R: Sequence[str]) -> float:
+    """The p of a one-sided Wilcoxon signed-rank test that paired differences, first minus second, lie below zero.
+
+    `unit_R` names the unit of each of R slices: slices of one unit are averaged first. Units that do not differ count
+    for nothing; 1 where none does. Exact up to 50 units (13 where sizes tie), a normal approximation above.
+    """
+    difference_U = _means(difference_R, unit_R)
+    differing_U = difference_U[difference_U != 0]  # left in, they would keep a few from being tested exactly
+    return float(wilcoxon(differing_U, alternative="less").pvalue) if len(differing_U) else 1.0
+
+
+def _means(difference_R: FloatArray, unit_R: Sequence[str]) -> FloatArray:
+    """The mean of each unit's slices, U long."""
+    _, index_R = np.unique(unit_R, return_inverse=True)
+    means_U: FloatArray = np.bincount(index_R, weights=difference_R) / np.bincount(index_R)
+    return means_U
 
 
 def _by_slice(predictions: pa.Table, metric: Literal["dice", "accuracy"]) -> dict[str, float]:

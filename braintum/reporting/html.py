@@ -129,7 +129,7 @@ def _search_words(results: Results) -> list[str]:
     words += f"{counts['failed']} failed."
     if results.summary["busy_share"] is not None:
         words += f" The places for trials were busy training {100 * results.summary['busy_share']:.0f} % of the time."
-    return [words]
+    return [words, *([tables.racing_words(results.summary["racing"])] if "racing" in results.summary else [])]
 
 
 def _render(results: Results, sections: list[Section], settings: dict[str, str]) -> str:

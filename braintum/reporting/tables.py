@@ -213,20 +213,41 @@ def trials(results: Results, most: int = 8) -> Table | None:
         for t in [t for i, t in enumerate(ranked) if i < most or t.number in front]:
             about: list[Cell] = [architecture, str(t.number), t.state, t.score, t.folds_done, t.epochs]
             if fronts:
-                metrics = (f"{m} {value:.3f}" for m, value in front.get(t.number, {}).items() if m != "trial")
-                about.append(", ".join(metrics) or None)
+                about.append(_objectives(front[t.number]) if t.number in front else None)
             rows.append(about + [_setting(t.params.get(path)) for path in varied])
     note = (
         "Selection scores choose a configuration; they are no results, and those of architectures with different "
         "tasks do not compare."
     )
     if fronts:
-        note += " On the Pareto front of these selection metrics: no other is as good in all and better in one."
+        note += (
+            " On the Pareto front of these objectives (metrics are selection metrics): no other is as good in all and "
+        )
+        note += f"better in one. Chosen: {results.summary['chosen_by']}."
     if len(rows) < len(every):
         note += f" The best {most} of each architecture; all {len(every)} stand in trials.parquet."
     columns = ["architecture", "trial", "state", "selection score", "folds", "epochs"]
     columns += ["Pareto front"] if fronts else []
     return Table("trials", "Trials", columns + varied, rows, note)
+
+
+def _objectives(point: Mapping[str, Any]) -> str:
+    """What a trial on a Pareto front has of each objective."""
+    costs = {"latency": "{:.3g} s a slice", "parameters": "{:,}", "energy": "{:.3g} J a slice"}
+    values = {o: value for o, value in point.items() if o not in ("trial", "chosen")}
+    words = [f"{objective} {costs.get(objective, '{:.3f}').format(value)}" for objective, value in values.items()]
+    return ", ".join([*words, *(["chosen"] if point["chosen"] else [])])
+
+
+def racing_words(racing: Mapping[str, Any]) -> str:
+    """What fold racing did."""
+    epochs, count = racing["epochs"], len(racing["stopped"])
+    words = f"Racing stopped {count} trial{'s' if count != 1 else ''} after a fold: {epochs['saved']:,} of the "
+    words += f"{epochs['all']:,} epochs that all folds of all trials have were left out (level {racing['level']:g}, "
+    words += f"one-sided Wilcoxon tests over {racing['unit']}s, Bonferroni over looks and rivals)."
+    if racing["unit"] == "slice":
+        words += " Cases are not known and slices of one are not independent, so the level is nominal."
+    return words
 
 
 def _setting(value: Any) -> str | None:

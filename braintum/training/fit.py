@@ -142,18 +142,23 @@ class Fit:
         return metrics
 
     def score_rows(self, rows: np.ndarray) -> dict[str, float]:
-        """Metrics on `rows` at training resolution by the weights that would be kept now (current or averaged).
+        """Metrics of the `scores_of` rows."""
+        return selection_metrics(self.scores_of(rows), self.table.classes)
+
+    def scores_of(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """`slice_scores` at training resolution by the weights that would be kept now (current or averaged).
 
         After an epoch at half size, slices are looked at in half size.
         """
+        position_R = np.arange(len(rows))
         share = rows[self.rank :: self.world_size]
         model = self._at_size_of(self.epoch, self._average or self.model)
         shares = self.gathered_outputs(
             lambda: slice_scores(model, self.table, share, device=self.device, autocast_dtype=self.autocast_dtype)
         )
         filled = [scores for scores in shares if scores]  # a worker without rows has none
-        scores = {name: np.concatenate([s[name] for s in filled]) for name in filled[0]}
-        return selection_metrics(scores, self.table.classes)
+        order_R = np.argsort(np.concatenate([position_R[rank :: self.world_size] for rank in range(self.world_size)]))
+        return {name: np.concatenate([s[name] for s in filled])[order_R] for name in filled[0]}
 
     def gathered_outputs(self, predict: Callable[[], T]) -> list[T]:
         """What every worker predicts, by rank, on all of them. Raises Diverged on all for what one could not."""

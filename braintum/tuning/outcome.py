@@ -10,11 +10,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from braintum import storage
 from braintum.config import Experiment
-from braintum.tuning.searcher import SPEC, seed_of
+from braintum.data.table import SliceTable
+from braintum.tuning.front import Records, pareto
+from braintum.tuning.racing import unit_of
+from braintum.tuning.searcher import LOST, SPEC, seed_of
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.trial import HISTORY, TrialSpec
-
-Records = list[dict[str, Any]]
 
 
 class Winner(NamedTuple):
@@ -29,7 +30,10 @@ class Winner(NamedTuple):
 
 
 def winners(space: SearchSpace, studies: dict[str, Study]) -> dict[str, Winner]:
-    """The best trial of each architecture that has a complete one; of a comparison, each architecture as it is."""
+    """The trial of each architecture that is chosen, if one is complete; of a comparison, each architecture as it is.
+
+    That with the best selection score, or, with objectives of which the architecture has two, `front.RULE`'s.
+    """
     seed = {"training.seed": seed_of_winner(space, 1)}
     if not space.parameters:
         return {name: Winner(space.experiment(name, seed), None, None) for name in space.architectures}
@@ -46,11 +50,15 @@ def seed_of_winner(space: SearchSpace, number: int) -> int:
 
 
 def _best_trials(space: SearchSpace, studies: dict[str, Study]) -> dict[str, FrozenTrial]:
-    """The complete trial with the best selection score, of each architecture that has one."""
+    """The complete trial that is chosen, of each architecture that has one."""
+    fronts = pareto(space, *trials_and_history(studies)) if space.objectives else {}
+    chosen = {name: next(p["trial"] for p in front if p["chosen"]) for name, front in fronts.items()}
     best: dict[str, FrozenTrial] = {}
     for study in studies.values():
         for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
             name = json.loads(trial.user_attrs[SPEC])["architecture"]
+            if trial.number != chosen.get(name, trial.number):
+                continue
             if name not in best or (trial.value or 0.0) > (best[name].value or 0.0):
                 best[name] = trial
     return {name: best[name] for name in space.architectures if name in best}
@@ -87,6 +95,7 @@ def trials_and_history(studies: dict[str, Study]) -> tuple[Records, Records]:
                     "folds_done": rows[-1]["folds_done"] if rows else 0,
                     "seconds": trial.duration.total_seconds() if trial.duration else None,
                     "params": json.dumps(trial.params),
+                    "lost_to": trial.user_attrs.get(LOST, {}).get("to"),
                     "failure": trial.user_attrs.get("failure"),
                     "directory": spec.out,
                     "start": trial.datetime_start,
@@ -97,39 +106,37 @@ def trials_and_history(studies: dict[str, Study]) -> tuple[Records, Records]:
 
 
 TRIAL_COLUMNS = (
-    "study", "number", "architecture", "state", "score", "epochs", "folds_done", "seconds", "params", "failure",
-    "directory", "start", "end",
+    "study", "number", "architecture", "state", "score", "epochs", "folds_done", "seconds", "params", "lost_to",
+    "failure", "directory", "start", "end",
 )  # fmt: skip
 """Of `trials.parquet`, which a comparison leaves empty."""
 
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
-def pareto(space: SearchSpace, trials: Records, history: Records) -> dict[str, Records]:
-    """The Pareto front of each architecture that has two or more of the space's objectives: `trial` and its metrics.
+def race_summary(space: SearchSpace, studies: dict[str, Study], folds: int, table: SliceTable) -> dict[str, Any]:
+    """What racing did: `level`, `unit` (case, or slice: then the level is nominal), `looks` a trial, `stopped` trials.
 
-    Of the trials that finished all folds, those that no other beats in one metric without being worse in another.
-    Metrics are selection metrics, means over folds, by the weights that each fold kept.
+    `epochs`: `all`, if every trial that did not fail had trained all folds; `saved`, those that racing left out.
     """
-    fronts = {}
-    for name in space.architectures:
-        of_it = [trial for trial in trials if trial["architecture"] == name and trial["state"] == "complete"]
-        points = []
-        for trial in of_it:
-            rows = [row for row in history if row["run"] == f"{name}-{trial['number']}"]
-            last = {row["fold"]: row["kept_epoch"] for row in rows}
-            kept = [row for row in rows if row["epoch_in_fold"] == last[row["fold"]]]
-            known = [metric for metric in space.objectives if all(f"selection_{metric}" in row for row in kept)]
-            means = {metric: sum(row[f"selection_{metric}"] for row in kept) / len(kept) for metric in known}
-            points.append({"trial": trial["number"], **means})
-        if points and len(points[0]) > 2:
-            fronts[name] = [point for point in points if not any(_beats(other, point) for other in points)]
-    return fronts
-
-
-def _beats(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    metrics = a.keys() - {"trial"}
-    return all(a[m] >= b[m] for m in metrics) and any(a[m] > b[m] for m in metrics)
+    stopped: Records = []
+    every = saved = 0
+    for study in studies.values():
+        for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED]):
+            spec = TrialSpec(**json.loads(trial.user_attrs[SPEC]))
+            epochs = Experiment.from_dict(spec.experiment).training.epochs
+            every += folds * epochs
+            if LOST in trial.user_attrs:
+                lost = trial.user_attrs[LOST]
+                saved += (folds - lost["folds"]) * epochs
+                stopped.append({"architecture": spec.architecture, "trial": trial.number, **lost})
+    return {
+        "level": space.racing.level if space.racing else None,
+        "unit": unit_of(table),
+        "looks": folds - 1,
+        "stopped": stopped,
+        "epochs": {"all": every, "saved": saved},
+    }
 
 
 def counts(trials: Records) -> dict[str, int]:

@@ -43,3 +43,11 @@ class Scheduler(NamedPart):
     name: Literal["asha", "none"] = "asha"
     grace_epochs: int | None = Field(None, ge=1)
     reduction: int | None = Field(None, ge=2)
+
+
+class Racing(Part):
+    """Stops trials at the end of a fold; see `braintum/tuning/racing.py`."""
+
+    level: float = Field(
+        0.05, gt=0, lt=1, description="how likely a trial that is as good as the best is stopped, over all its folds"
+    )

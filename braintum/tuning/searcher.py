@@ -22,12 +22,15 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from braintum.tuning.parts import Sampler
+from braintum.tuning.racing import Race
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.trial import TrialSpec, reason_of_failure
 
 STEPS = "epoch"
 SPEC = "spec"
 """Optuna's user attribute that holds a trial's TrialSpec."""
+LOST = "lost"
+"""Optuna's user attribute of a trial that racing stopped: the fields of `Lost`."""
 
 
 def seed_of(*parts: object) -> int:
@@ -135,16 +138,24 @@ class OptunaSearcher(Searcher):
 
 
 class StudySchedulers(FIFOScheduler):
-    """A scheduler for each study, so that architectures with equal budgets do not stop one another's trials."""
+    """A scheduler for each study, so that architectures with equal budgets do not stop one another's trials.
 
-    def __init__(self, space: SearchSpace, studies: dict[str, Study], most_epochs: dict[str, int]) -> None:
+    Where the space races folds, each has a race too (`braintum.tuning.racing`), which hears of every result.
+    """
+
+    def __init__(self, space: SearchSpace, studies: dict[str, Study], most_epochs: dict[str, int], folds: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._joint = space.name if space.joint else None
+        self._studies = studies
         self._schedulers: dict[str, Any] = {}  # TrialScheduler, given `_Named` trials
+        self._races = {name: Race(space.racing.level, folds) for name in studies} if space.racing else {}
         for name, study in studies.items():
             self._schedulers[name] = scheduler = _scheduler(space, most_epochs[name])
             for trial in study.get_trials(deepcopy=False):
                 _replay(scheduler, trial)
+                if self._races and trial.state in (TrialState.COMPLETE, TrialState.RUNNING):
+                    spec = TrialSpec(**json.loads(trial.user_attrs[SPEC]))
+                    self._races[name].refill(spec, trial.intermediate_values)
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True
@@ -155,11 +166,25 @@ class StudySchedulers(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if "diverged" in result:
             return TrialScheduler.CONTINUE  # it ends by itself
-        return str(self._of(trial).on_trial_result(tune_controller, _named(trial), result))
+        decision = str(self._of(trial).on_trial_result(tune_controller, _named(trial), result))
+        if self._races and self._loses(trial, result):
+            return TrialScheduler.STOP
+        return decision
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        if self._races:
+            self._races[self._study_of(trial)].drop(trial.config["trial"]["number"])
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         if "diverged" not in result:
             self._of(trial).on_trial_complete(tune_controller, _named(trial), result)
+        if self._races:
+            spec = TrialSpec(**trial.config["trial"])
+            race = self._races[self._study_of(trial)]
+            if result.get("finished"):
+                race.record(spec, result)  # a trial's last result is told here only
+            else:
+                race.drop(spec.number)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         self._of(trial).on_trial_remove(tune_controller, _named(trial))
@@ -168,7 +193,20 @@ class StudySchedulers(FIFOScheduler):
         return "; ".join(f"{name}: {scheduler.debug_string()}" for name, scheduler in self._schedulers.items())
 
     def _of(self, trial: Trial) -> Any:
-        return self._schedulers[self._joint or trial.config["trial"]["architecture"]]
+        return self._schedulers[self._study_of(trial)]
+
+    def _study_of(self, trial: Trial) -> str:
+        return self._joint or str(trial.config["trial"]["architecture"])
+
+    def _loses(self, trial: Trial, result: dict[str, Any]) -> bool:
+        """Whether racing stops a trial here; Optuna keeps why."""
+        name, spec = self._study_of(trial), TrialSpec(**trial.config["trial"])
+        lost = self._races[name].lost(spec, result)
+        if lost is not None:
+            study = self._studies[name]
+            known = optuna.trial.Trial(study, study.get_trials(deepcopy=False)[spec.number]._trial_id)
+            known.set_user_attr(LOST, asdict(lost))
+        return lost is not None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from braintum.data.audit import refuse_leaks, whole_view
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
 from braintum.training.progress import Progress
+from braintum.tuning.front import refuse_unmeasurable
 from braintum.tuning.slots import Slots
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.views import view, views_of
@@ -39,6 +40,7 @@ def share(space: SearchSpace, data_url: str, *, allow_leak: bool, progress: Prog
     slots = Slots.of(space.resources, space.experiment(next(iter(space.architectures)), {}).training.device)
     if not slots.filled:
         progress.say("no node has room for a trial yet: they wait until the cluster grows")
+    refuse_unmeasurable(space, slots)
     tables = {name: share_table(data_url, data, trainings=slots.count) for name, data in views.items()}
     whole = whole_view(views.values())
     leaks = refuse_leaks(ray.get(tables.get(view(whole)) or share_table(data_url, whole)), allow=allow_leak)

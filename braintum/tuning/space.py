@@ -10,11 +10,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
@@ -22,12 +22,11 @@ from braintum.config import Experiment, merge, parse_settings, read_settings
 from braintum.models.registry import architectures
 from braintum.settings import ConfigError, Part, Where, one_line, parse_yaml
 from braintum.tuning.parameter import Parameter, Scalar, holds
-from braintum.tuning.parts import Resources, Sampler, Scheduler
+from braintum.tuning.parts import Racing, Resources, Sampler, Scheduler
 
 if TYPE_CHECKING:
     import optuna
 
-_M = TypeVar("_M", bound=Iterable[str])
 ARCHITECTURE = "model.name"
 """The path under which a joint study asks Optuna for the architecture."""
 _NAME = "[A-Za-z0-9][A-Za-z0-9_-]*"
@@ -42,6 +41,9 @@ METRIC_TASK = {
     "macro_f1": "classification",
 }
 """The metrics that are known after every epoch, all the better the larger, and the task each belongs to."""
+COSTS = ("latency", "parameters", "energy")
+"""What a prediction costs, all the better the smaller, and known when a trial ends: seconds a slice, their number, and
+joules a slice. See `braintum/training/costs.py`."""
 
 
 def _by_name(names: Any) -> Any:
@@ -76,9 +78,12 @@ class SearchSpace(Part):
     seeds: int = Field(1, ge=1, description="how often each winner is cross-validated, each time with another seed")
     resources: Resources = Resources()
     score: dict[str, float] = Field({"dice": 0.5, "macro_f1": 0.5}, min_length=1, description="metric: weight")
-    objectives: tuple[str, ...] = Field((), description="metrics whose Pareto front the study's summary names")
+    objectives: tuple[str, ...] = Field(
+        (), description="metrics and costs: the winner is chosen on their Pareto front, as the study's summary says"
+    )
     sampler: Sampler = Sampler()
     scheduler: Scheduler = Field(default_factory=lambda: Scheduler.model_validate({}))
+    racing: Racing | None = Field(None, description="stops trials that have lost at the end of a fold; None: does not")
     parameters: dict[str, Parameter] = Field({}, description="what is searched; without any it is a comparison")
 
     @model_validator(mode="after")
@@ -86,7 +91,7 @@ class SearchSpace(Part):
         if self.parameters and not self.trials:
             raise ValueError("trials: expected 1 or more, found none")
         fields = type(self).model_fields
-        idle = [f for f in ("trials", "joint", "objectives", "score", "scheduler")
+        idle = [f for f in ("trials", "joint", "objectives", "score", "scheduler", "racing")
                 if getattr(self, f) != fields[f].get_default(call_default_factory=True)]  # fmt: skip
         for field in [*idle, *(["sampler.name"] if self.sampler.name != Sampler().name else [])]:
             if not self.parameters:
@@ -117,18 +122,22 @@ class SearchSpace(Part):
                 raise ValueError(f"{entry!r} cannot stand for {name}: {_NAMING}, and no other architecture's name")
         return entries
 
-    @field_validator("score", "objectives")
+    @field_validator("objectives")
     @classmethod
-    def _known_metrics(cls, metrics: _M) -> _M:
-        for metric in metrics:
-            if metric not in METRIC_TASK:
-                raise ValueError(f"{metric!r} is not known after every epoch; choose from {', '.join(METRIC_TASK)}")
-        return metrics
+    def _known_objectives(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:
+        for i, name in enumerate(objectives):
+            if name not in METRIC_TASK and name not in COSTS:
+                raise ValueError(f"{name!r} is not known; choose from {', '.join([*METRIC_TASK, *COSTS])}")
+            if name in objectives[:i]:
+                raise ValueError(f"{name!r} stands there twice; remove one")
+        return objectives
 
     @field_validator("score")
     @classmethod
     def _weights(cls, score: dict[str, float]) -> dict[str, float]:
         for metric, weight in score.items():
+            if metric not in METRIC_TASK:
+                raise ValueError(f"{metric!r} is not known after every epoch; choose from {', '.join(METRIC_TASK)}")
             if not 0 < weight < float("inf"):
                 raise ValueError(f"{metric}: {weight}: the weight must be above 0")
         return score
@@ -265,7 +274,12 @@ class SearchSpace(Part):
     @property
     def _left_out(self) -> set[str]:
         """What a study may be resumed with another one of, and a field that is as if it were not there."""
-        return {"trials", "seeds", "resources", *(() if self.objectives else ("objectives",))}
+        return {
+            "trials",
+            "seeds",
+            "resources",
+            *(field for field in ("objectives", "racing") if not getattr(self, field)),
+        }
 
     @property
     def digest(self) -> str:
@@ -317,6 +331,7 @@ def _siblings(where: Where) -> str:
         "resources": Resources,
         "sampler": Sampler,
         "scheduler": Scheduler,
+        "racing": Racing,
         "parameters": Parameter,
     }
     cls: type[Part] = SearchSpace if len(where) == 1 else parts[str(where[0])]

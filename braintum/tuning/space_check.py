@@ -24,7 +24,7 @@ TASKS = ("segmentation", "classification", "both")
 
 def check(space: SearchSpace) -> None:
     """Raises ConfigError, one line, for the first thing in the space that cannot be used."""
-    from braintum.tuning.space import ARCHITECTURE, METRIC_TASK
+    from braintum.tuning.space import ARCHITECTURE, COSTS, METRIC_TASK
 
     if space.parameters and not space.joint and space.trials < len(space.architectures):
         raise ConfigError(
@@ -45,12 +45,16 @@ def check(space: SearchSpace) -> None:
             raise ConfigError(f"score: {', '.join(space.score)}: {name} has none of these metrics")
     if space.joint and len({tuple(known) for known in metrics.values()}) > 1:
         raise ConfigError("joint: scores of architectures with different tasks do not compare; set joint: false")
-    most = max(sum(METRIC_TASK[metric] in base.model.tasks for metric in space.objectives) for base in bases.values())
-    if space.objectives and (most < 2 or len(set(space.objectives)) < len(space.objectives)):
+    most = max(
+        sum(o in COSTS or METRIC_TASK[o] in base.model.tasks for o in space.objectives) for base in bases.values()
+    )
+    if space.objectives and most < 2:
         raise ConfigError(
-            f"objectives: {', '.join(space.objectives)}: a Pareto front is of two or more different metrics of an "
+            f"objectives: {', '.join(space.objectives)}: a Pareto front is of two or more different objectives of an "
             f"architecture; the architectures are {', '.join(space.architectures)}"
         )
+    if "energy" in space.objectives and space.resources.trials_per_gpu > 1:
+        raise ConfigError("objectives: energy: a GPU reports that of all its trials; set resources.trials_per_gpu: 1")
     fewest = min(base.training.epochs for base in bases.values()) * (space.folds or 1)
     if space.parameters and space.scheduler.name == "asha" and space.scheduler.option("grace_epochs") >= fewest:
         raise ConfigError(f"scheduler.grace_epochs: must be less than the epochs of a trial, {fewest}")

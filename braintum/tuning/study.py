@@ -20,14 +20,24 @@ from optuna.study import Study
 from ray import tune
 
 from braintum import storage
+from braintum.data.folds import without
 from braintum.data.table import SliceTable
 from braintum.training.progress import Progress
 from braintum.training.run import prepare_out, refuse_at_once, say_start, versions
 from braintum.training.worker import MAX_FAILURES
-from braintum.tuning.outcome import TRIAL_COLUMNS, counts, only_the_best, pareto, trials_and_history, winners
+from braintum.tuning.front import RULE, pareto
+from braintum.tuning.outcome import (
+    TRIAL_COLUMNS,
+    counts,
+    only_the_best,
+    race_summary,
+    trials_and_history,
+    winners,
+)
+from braintum.tuning.racing import refuse_powerless
 from braintum.tuning.searcher import OptunaSearcher, StudySchedulers, seed_of
 from braintum.tuning.shared import Shared, share
-from braintum.tuning.space import SearchSpace
+from braintum.tuning.space import COSTS, SearchSpace
 from braintum.tuning.storage import OptunaFile
 from braintum.tuning.trial import OneWorkerTrial, Outer, TrialSpec, many_worker_trial
 from braintum.tuning.views import refuse_unusable, view
@@ -76,6 +86,9 @@ def run_study(
     """
     table, folds = refuse_unusable(space, shared.tables, outer)
     about = record(space, shared.data_url, table, outer=outer and {"fold": outer[0], "folds": outer[1]})
+    if space.racing:
+        seen = table if outer is None else without(table, *outer, seed=0)
+        refuse_powerless(space.racing.level, seen, space.folds if outer is None else folds)
     prepare_out(out, about, resume=resume, record="study.json")
     summary_url = storage.join(out, "summary.json")
     with OptunaFile(storage.join(out, "optuna.db")) as file:
@@ -94,6 +107,7 @@ def run_study(
         seconds = time.monotonic() - searched
         trials, history = trials_and_history(studies)
         best = winners(space, studies)
+        raced = {"racing": race_summary(space, studies, folds, table)} if space.racing else {}
     failed = {name: "no trial finished all folds" for name in space.architectures if name not in best}
     if outer is not None and space.joint:  # what the search chose is one of all
         best, failed = only_the_best(best), {}
@@ -109,7 +123,8 @@ def run_study(
         "best": crossvalidate(space, best, shared, out, outer, failed, progress),
         "failed": failed,
         "leaks": shared.leaks,
-        **({"pareto": pareto(space, trials, history)} if space.objectives else {}),
+        **({"pareto": pareto(space, trials, history), "chosen_by": RULE} if space.objectives else {}),
+        **raced,
         "busy_share": watch.busy / (seconds * max(1, shared.slots.filled)) if watch.busy else None,
         "resources": space.resources.model_dump(mode="json"),
         "search_seconds": seconds,
@@ -180,6 +195,7 @@ def _tune(
             trial_out,
             space.folds if outer is None else folds,
             space.score,
+            tuple(cost for cost in COSTS if cost in space.objectives),
             outer,
         )
 
@@ -198,7 +214,7 @@ def _tune(
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=OptunaSearcher(space, studies, place),
-                scheduler=StudySchedulers(space, studies, most_epochs),
+                scheduler=StudySchedulers(space, studies, most_epochs, folds),
                 metric="score",
                 mode="max",
                 num_samples=left,

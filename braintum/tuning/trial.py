@@ -2,8 +2,9 @@
 
 `trial_epochs` is what both run. `OneWorkerTrial` runs it in a Tune actor that is reused from trial to trial;
 `many_worker_trial` runs it on the DDP workers of a `TorchTrainer` inside the trial. A trial's directory holds
-`state.pt` while it lives (the checkpoint of the fold being trained), `history.json` (a row per epoch), `init.json` with
-model.init_from, and `error.txt` if it failed.
+`state.pt` while it lives (the checkpoint of the fold being trained), `history.json` (a row per epoch), a
+`shares-<fold>.json` of each finished fold (what racing compares), `init.json` with model.init_from, and `error.txt` if
+it failed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from braintum import storage
 from braintum.config import Experiment
 from braintum.data.folds import held_out_folds, split, without
 from braintum.data.table import SliceTable
+from braintum.evaluation.predict import score_shares, selection_metrics
 from braintum.training.checkpoint import STATE, load_state, save_state
+from braintum.training.costs import costs
 from braintum.training.device import keep_freed_memory
 from braintum.training.fit import Diverged, Fit, score
 from braintum.training.run import refuse_unequal, write_initialised
@@ -46,8 +49,8 @@ Outer = tuple[str, int | None]
 class TrialSpec:
     """What a trial is: plain values, so that it travels to workers.
 
-    `view` names the table to train on (searches over `data.*` have several), `score` weighs the metrics. `folds` are
-    cut out of what is not `outer`.
+    `view` names the table to train on (searches over `data.*` have several), `score` weighs the metrics, `costs` are
+    measured after the last fold (`braintum.training.costs`). `folds` are cut out of what is not `outer`.
     """
 
     architecture: str
@@ -57,6 +60,7 @@ class TrialSpec:
     out: str
     folds: int | None
     score: dict[str, float]
+    costs: tuple[str, ...] = ()
     outer: Outer | None = None
 
     @property
@@ -68,6 +72,29 @@ class TrialSpec:
     def shown(self) -> str:
         """What the terminal calls it."""
         return self.run if self.outer is None else f"outer-{self.outer[0]} {self.run}"
+
+
+@dataclass(frozen=True)
+class FoldShares:
+    """The share of each of R slices of a held-out fold in a trial's selection score, by the weights that it kept."""
+
+    slices: list[str]
+    cases: list[str | None]
+    shares: list[float]
+
+
+def read_shares(out: str, fold: str) -> FoldShares:
+    """What the trial in directory `out` has left of a fold that it finished. Raises FileNotFoundError."""
+    return FoldShares(**storage.read_json(_shares_url(out, fold)))
+
+
+def write_shares(out: str, fold: str, shares: FoldShares) -> None:
+    """Leaves what `read_shares` reads."""
+    storage.write_json(_shares_url(out, fold), asdict(shares))
+
+
+def _shares_url(out: str, fold: str) -> str:
+    return storage.join(out, f"shares-{fold}.json")
 
 
 def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Any]]:
@@ -83,8 +110,8 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
     state_url = storage.join(spec.out, STATE)
     state = load_state(state_url)
     if state is None or state["experiment"] != experiment.digest:  # of a trial that was lost before it was stored
-        state = {"rows": [], "scores": [], "fit": None}
-    rows, scores = state["rows"], state["scores"]
+        state = {"rows": [], "scores": [], "shares": [], "fit": None}
+    rows, scores, shares = state["rows"], state["scores"], state["shares"]
     refuse_unequal(state_url, len(rows), world_size)
     # Who resumes may not have heard of the last ones: they were saved before they were told.
     yield from [{**row, "again": True} for row in rows]
@@ -95,7 +122,10 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
             fit.load_state_dict(state["fit"])
         began = time.time()
         for metrics in fit:
-            selection = fit.score_rows(fold.held_out)
+            slices = fit.scores_of(fold.held_out)
+            selection = selection_metrics(slices, table.classes)
+            if fit.kept_epoch == fit.epoch:
+                shares = score_shares(slices, spec.score).tolist()
             fold_scores = [row["fold_score"] for row in rows if row["fold"] == names[index]]
             fold_scores.append(score(selection, spec.score))
             kept = fold_scores[fit.kept_epoch - 1]
@@ -112,6 +142,7 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
                     "folds_done": index + fit.finished,
                     "score": sum([*scores, kept]) / (len(scores) + 1),
                     "finished": finished,
+                    **(costs(spec.costs, fit) if finished and rank == 0 else {}),
                     "began": began,  # wall-clock seconds, as `ended`: first step, and scores known
                     "ended": time.time(),
                 }
@@ -119,10 +150,13 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
             if fit.finished:
                 scores.append(kept)
             if rank == 0:
+                if fit.finished:
+                    ids, cases = ([of[row] for row in fold.held_out] for of in (table.slice_id_R, table.case_id_R))
+                    write_shares(spec.out, names[index], FoldShares(ids, cases, shares))
                 storage.write_json(storage.join(spec.out, HISTORY), rows)
                 write_initialised(spec.out, fit)
                 saved = None if fit.finished else fit.state_dict()
-                about = {"experiment": experiment.digest, "rows": rows, "scores": scores}
+                about = {"experiment": experiment.digest, "rows": rows, "scores": scores, "shares": shares}
                 save_state(state_url, {**about, "fit": saved})
             yield rows[-1]
             began = time.time()

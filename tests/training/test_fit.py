@@ -180,7 +180,8 @@ def _worker(rank: int, world_size: int, port: int, url: str, out: str, settings:
     table = load_table(url, Data(image_size=32))
     fit = Fit(experiment(**settings), table, split(table, "1", 3, seed=0).train, rank=rank, world_size=world_size)
     list(fit)
-    save_state(f"{out}.{rank}", {"history": fit.history, "weights": fit.kept_weights()})
+    labels = fit.scores_of(np.arange(7))["label"].tolist() if "classification" in fit.experiment.model.tasks else []
+    save_state(f"{out}.{rank}", {"history": fit.history, "weights": fit.kept_weights(), "labels": labels})
     dist.destroy_process_group()
 
 
@@ -216,6 +217,7 @@ def test_two_workers_train_what_one_does(tiny_phantom: str, table: SliceTable, t
     two, _ = on_two_workers(tiny_phantom, tmp_path, settings)
     one = Fit(experiment(**settings), table, split(table, "1", 3, seed=0).train)
     list(one)
+    assert two["labels"] == table.label_R[:7].tolist(), "scores stand in the order of the rows"
     for mine, theirs in zip(one.history, two["history"], strict=True):
         assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
         assert mine["validation_score"] == pytest.approx(theirs["validation_score"], abs=0.02)

@@ -340,6 +340,7 @@ def test_digest_is_of_what_a_trial_means(make: Make) -> None:
     assert SearchSpace.load(make(trials=50, resources={"max_concurrent": 3})).digest == digest
     for change in (
         {"objectives": ["dice", "iou"]},
+        {"racing": {"level": 0.05}},
         {"folds": 3},
         {"base": "papers/unet"},
         {"sampler": {"seed": 1}},
@@ -392,8 +393,11 @@ ALL = ["unet", "classifier", "joint_unet"]
         ({"score": {"loss": 1.0}}, "'loss' is not known after every epoch; choose from dice"),
         ({"score": {"dice": -1.0}}, "dice: -1.0: the weight must be above 0"),
         ({"score": {"macro_f1": 1.0}}, "score: macro_f1: unet has none of these metrics"),
-        ({"objectives": ["dice", "loss"]}, "objectives: ['dice', 'loss']: 'loss' is not known after every epoch"),
-        ({"objectives": ["dice", "dice"]}, "objectives: dice, dice: a Pareto front is of two or more different"),
+        ({"objectives": ["dice", "loss"]}, "objectives: ['dice', 'loss']: 'loss' is not known; choose from dice"),
+        ({"objectives": ["dice", "dice"]}, "objectives: ['dice', 'dice']: 'dice' stands there twice; remove one"),
+        ({"racing": {"level": 1.0}}, "racing.level: 1.0: Input should be less than 1"),
+        ({"racing": {"folds": 1}}, "racing.folds: no such field; fields: level"),
+        ({"parameters": None, "trials": None, "racing": {}}, "racing: has no effect without parameters"),
         ({"objectives": ["dice", "accuracy"], "architectures": ["unet"]}, "the architectures are unet"),
         ({"joint": True}, "scores of architectures with different tasks do not compare"),
         ({"sampler": {"name": "annealing"}}, "sampler.name: 'annealing'"),

@@ -1,4 +1,4 @@
-"""What a study makes of its trials' records."""
+"""Pareto fronts of trials' records, and the trial that is chosen on them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from braintum.tuning.outcome import Records, pareto
+from braintum.tuning.front import Records, pareto
 from braintum.tuning.space import SearchSpace
 
 
@@ -36,5 +36,25 @@ def test_the_pareto_front_is_of_the_epochs_that_were_kept(tmp_path: Path) -> Non
                 ]
     fronts = pareto(SearchSpace.load(file), trials, history)
     assert list(fronts) == ["joint_unet"]
+    assert [point["chosen"] for point in fronts["joint_unet"]] == [True, False, False], "equally near: the first"
     found = [(point["trial"], round(point["dice"], 6), round(point["accuracy"], 6)) for point in fronts["joint_unet"]]
     assert found == [(0, 0.5, 0.6), (1, 0.6, 0.5), (4, 0.6, 0.5)]
+
+
+def test_costs_are_better_the_smaller_and_the_knee_is_chosen(tmp_path: Path) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text(yaml.safe_dump({
+        "name": "s", "architectures": ["unet"], "base": "fast", "trials": 8,
+        "objectives": ["dice", "latency", "parameters"], "parameters": {"optim.lr": {"log_uniform": [1e-3, 1e-1]}},
+    }))  # fmt: skip
+    points = [(0.80, 0.100, 1_000), (0.78, 0.020, 300), (0.40, 0.019, 200), (0.77, 0.020, 300), (0.2, 0.2, 9_000)]
+    trials: Records = [{"architecture": "unet", "number": n, "state": "complete"} for n in range(len(points))]
+    history: Records = []
+    for number, (dice, latency, parameters) in enumerate(points):
+        for fold, costs in (("1", {}), ("2", {"latency": latency, "parameters": parameters})):
+            row = {"run": f"unet-{number}", "fold": fold, "epoch_in_fold": 1, "kept_epoch": 1}
+            history.append({**row, "selection_dice": dice, **costs})
+    front = pareto(SearchSpace.load(file), trials, history)["unet"]
+    assert [point["trial"] for point in front] == [0, 1, 2], "3 is worse than 1, 4 than all"
+    assert [point["chosen"] for point in front] == [False, True, False]
+    assert front[1] == {"trial": 1, "dice": 0.78, "latency": 0.02, "parameters": 300, "chosen": True}
