@@ -27,7 +27,7 @@ from pydantic import (
 
 from braintum.models.registry import ModelConfig, Task, options_schemas, resolve_model, without_derived
 from braintum.parts import Augment, Data, Loss, Optim, Schedule, Training
-from braintum.settings import ConfigError, Part, Where, one_line, parse_yaml
+from braintum.settings import ConfigError, Part, PartWithOptions, Where, one_line, parse_yaml
 
 
 class Experiment(Part):
@@ -73,7 +73,7 @@ class Experiment(Part):
                 "set it to 0, or use weights last or average, no early stopping, and another schedule than plateau"
             )
         weight = {"segmentation": self.loss.segmentation_weight, "classification": self.loss.classification_weight}
-        if not any(weight[task] for task in self.model.tasks):
+        if self.loss.balancing == "fixed" and not any(weight[task] for task in self.model.tasks):
             raise ValueError(f"loss: every task of {self.model.name} has weight 0, so nothing would be trained")
         if self.schedule.name == "cosine" and self.schedule.option("warmup_epochs") >= self.training.epochs:
             raise ValueError("schedule.warmup_epochs: must be less than training.epochs")
@@ -101,7 +101,7 @@ class Experiment(Part):
         found: dict[str, str] = {}
         for task, paths in _OF_TASK.items():
             if task not in tasks:
-                found |= dict.fromkeys(paths, f"on {name}, which has {' and '.join(tasks)} only")
+                found |= dict.fromkeys((*paths, *_OF_BOTH_TASKS), f"on {name}, which has {' and '.join(tasks)} only")
         if not self.needs_validation:
             found["data.validation"] = "where nothing is chosen by it (weights best, early stopping or plateau)"
         if self.training.half_size and self.half_side >= self.data.image_size:
@@ -148,19 +148,32 @@ def digest_of(settings: Mapping[str, Any]) -> str:
 
 
 _OF_TASK: dict[Task, tuple[str, ...]] = {
-    "segmentation": ("loss.segmentation", "loss.segmentation_weight"),
+    "segmentation": (
+        "loss.segmentation",
+        "loss.segmentation_weight",
+        *(f"loss.{option}" for option in Loss.options_of("segmentation")),
+    ),
     "classification": ("loss.classification_weight", "loss.class_weights", "loss.label_smoothing"),
 }
 """Settings of one task, without effect on an architecture that lacks it."""
 
-_BELONGS: dict[str, tuple[str, str]] = {
-    "training.weights": ("average", "average_decay"),
-    "data.region": ("crop", "margin"),
-}
-"""Settings with a value that has an option of its own, in the same part."""
+_OF_BOTH_TASKS = (
+    "loss.balancing",
+    *(f"loss.{option}" for option in Loss.options_of("balancing") if option not in Loss.OPTIONS["balancing"]["fixed"]),
+)
+"""Settings of how two tasks are weighed, without effect on an architecture that has one."""
 
-_NAMES: dict[str, str] = {part: value.name for part, value in Experiment() if hasattr(value, "name")}
-"""The names of the parts that have one, where nothing else is said."""
+_DEFAULTS = Experiment()
+"""What stands where nothing else is said."""
+
+_DECIDES: dict[str, list[str]] = {
+    f"{part}.{decider}": list(value.options_of(decider))
+    for part, value in _DEFAULTS
+    if isinstance(value, PartWithOptions)
+    for decider in value.OPTIONS
+    if decider != "name"
+}
+"""Settings whose value decides which others of the same part have an effect: those, by path."""
 
 
 def read_settings(name: str | Path | None) -> dict[str, Any]:
@@ -198,8 +211,9 @@ def merge(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
     """Settings with dotted paths replaced, in the order given, names first.
 
     Another `name` (of the model, the optimiser, the schedule) starts that part afresh from its own defaults: the
-    options that stood there belonged to something else. So do the options of `_BELONGS`. Options of the model that
-    were filled in from others, or from the slices' size, follow what is asked for.
+    options that stood there belonged to something else. So does another value of a setting that has options
+    (`loss.balancing`, `training.weights`) with these. Options of the model that were filled in from others, or from the
+    slices' size, follow what is asked for.
     """
     merged = {part: dict(v) if isinstance(v, Mapping) else v for part, v in settings.items()}
     if any(path == "data.image_size" or path.startswith("model.") for path in overrides):
@@ -214,12 +228,12 @@ def merge(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
         current = merged.setdefault(part, {})
         if not isinstance(current, dict):
             continue  # for `from_dict` to refuse
-        if field == "name" and current.get("name", _NAMES.get(part)) != value:
-            merged[part] = current = {}
-        if path in _BELONGS:
-            owner, option = _BELONGS[path]
-            if value != owner and f"{part}.{option}" not in overrides:
-                current.pop(option, None)
+        if current.get(field, getattr(getattr(_DEFAULTS, part), field, None)) != value:
+            if field == "name":
+                merged[part] = current = {}
+            for option in _DECIDES.get(path, []):
+                if f"{part}.{option}" not in overrides:
+                    current.pop(option, None)
         current[field] = value
     return merged
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from braintum.settings import NamedPart, Part
+from braintum.settings import Part, PartWithOptions
 
 DEFAULT_WINDOW = 16_384
 
@@ -26,7 +26,7 @@ def _classes_as_map(value: Any) -> Any:
     return value
 
 
-class Data(Part):
+class Data(PartWithOptions):
     """What of the dataset is seen, and how.
 
     `region` is what a classifier sees of a slice, by its true mask (BrainTumNet compares the first three, table 2 and
@@ -36,6 +36,9 @@ class Data(Part):
     tumour or no mask. Folds are those of `whole`, so that regions compare.
     """
 
+    OPTIONS: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {
+        "region": {"whole": {}, "tumour": {}, "oedema": {}, "crop": {"margin": 0.25}}
+    }
     image_size: int = Field(256, ge=16, le=2048, description="height and width that slices are resized to, pixels")
     classes: Annotated[Classes, BeforeValidator(_classes_as_map, json_schema_input_type=Classes | list[str])] = Field(
         None,
@@ -58,16 +61,6 @@ class Data(Part):
         0.2, gt=0, lt=1, description="share of the training part that choices inside a run may see, cut by group"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _margin(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            if value.get("region") == "crop" and value.get("margin") is None:
-                return {**value, "margin": 0.25}
-            if value.get("region") != "crop" and value.get("margin") is not None:
-                raise ValueError("margin has no effect with a region other than crop. Leave it out")
-        return value
-
     @model_validator(mode="after")
     def _labels_once(self) -> Self:
         labels = [label for members in (self.classes or {}).values() for label in members]
@@ -79,28 +72,80 @@ class Data(Part):
         return self
 
 
-class Loss(Part):
-    """Loss = segmentation_weight × segmentation + classification_weight × cross-entropy.
+class Loss(PartWithOptions):
+    """A segmentation term and cross-entropy, and how the two tasks' gradients are weighed against each other.
 
-    `bce_dice`: binary cross-entropy + 1 − soft Dice per mask channel (the U-Net paper, eq. 1 and 2).
-    `dice_ce`: softmax cross-entropy over background and masks + 1 − soft Dice averaged over background and masks
-    (the BrainTumNet paper, eq. 4 to 6). `dice`: 1 − soft Dice alone. Dice is per slice.
+    `segmentation` (`braintum/losses/segmentation.py` names the sources), always per slice. `bce_dice`: binary
+    cross-entropy + 1 − soft Dice per mask channel (the U-Net paper, eq. 1 and 2). `dice_ce`: softmax cross-entropy over
+    background and masks + 1 − soft Dice averaged over background and masks (the BrainTumNet paper, eq. 4 to 6). `dice`:
+    1 − soft Dice alone. `tversky`, `focal_tversky`: as Dice, with missed pixels weighed more than false ones.
+    `boundary`: bce_dice + boundary_weight × how far from the true outline wrong pixels lie.
+
+    `balancing` (`braintum/losses/balancing.py`) of two tasks. `fixed`: segmentation_weight × segmentation +
+    classification_weight × cross-entropy. `uncertainty`, `dwa`, `gradnorm` find the weights while they train. The
+    others combine the tasks' gradients on the parameters that both losses reach.
     """
 
-    segmentation: Literal["bce_dice", "dice_ce", "dice"] = "bce_dice"
-    segmentation_weight: float = Field(1.0, ge=0)
-    classification_weight: float = Field(1.0, ge=0)
+    OPTIONS: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {
+        "segmentation": {
+            "bce_dice": {},
+            "dice_ce": {},
+            "dice": {},
+            "tversky": {"tversky_beta": 0.7},
+            "focal_tversky": {"tversky_beta": 0.7, "focal_gamma": 4 / 3},
+            "boundary": {"boundary_weight": 1.0},
+        },
+        "balancing": {
+            "fixed": {"segmentation_weight": 1.0, "classification_weight": 1.0},
+            "uncertainty": {"balancing_lr": 0.01},
+            "dwa": {"dwa_temperature": 2.0},
+            "gradnorm": {"balancing_lr": 0.025, "gradnorm_asymmetry": 1.5},
+            "pcgrad": {},
+            "cagrad": {"cagrad_c": 0.4},
+            "mgda": {},
+            "imtl_g": {},
+            "aligned_mtl": {},
+            "nash_mtl": {},
+            "upgrad": {},
+        },
+    }
+    segmentation: Literal["bce_dice", "dice_ce", "dice", "tversky", "focal_tversky", "boundary"] = "bce_dice"
+    tversky_beta: float | None = Field(
+        None, gt=0, lt=1, description="weight of missed pixels; the rest, to 1, is that of false ones"
+    )
+    focal_gamma: float | None = Field(
+        None, ge=1, le=10, description="the root that is taken of 1 − Tversky index; above 1 hard slices weigh more"
+    )
+    boundary_weight: float | None = Field(
+        None, gt=0, description="of distances to the true outline, in shares of the slice's longer side"
+    )
+    balancing: Literal[
+        "fixed", "uncertainty", "dwa", "gradnorm",
+        "pcgrad", "cagrad", "mgda", "imtl_g", "aligned_mtl", "nash_mtl", "upgrad",
+    ] = "fixed"  # fmt: skip
+    segmentation_weight: float | None = Field(None, ge=0)
+    classification_weight: float | None = Field(None, ge=0)
+    balancing_lr: float | None = Field(None, gt=0, le=1, description="of what is learned: log variances, or weights")
+    dwa_temperature: float | None = Field(None, gt=0, description="the larger, the more equal the weights")
+    gradnorm_asymmetry: float | None = Field(
+        None, ge=0, le=10, description="how strongly a task that learns more slowly is pulled up"
+    )
+    cagrad_c: float | None = Field(
+        None, ge=0, lt=10, description="how far, in norms of the mean gradient, the combined one may be from it"
+    )
     class_weights: Literal["none", "balanced"] = Field("none", description="balanced: inverse class frequency")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 
 
-class Optim(NamedPart):
+class Optim(PartWithOptions):
     """The optimiser. `clip_norm`: global gradient norm, None for no clipping."""
 
-    OPTIONS: ClassVar[dict[str, dict[str, Any]]] = {
-        "adam": {"beta1": 0.9, "beta2": 0.999},
-        "adamw": {"beta1": 0.9, "beta2": 0.999},
-        "sgd": {"momentum": 0.9, "nesterov": True},
+    OPTIONS: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {
+        "name": {
+            "adam": {"beta1": 0.9, "beta2": 0.999},
+            "adamw": {"beta1": 0.9, "beta2": 0.999},
+            "sgd": {"momentum": 0.9, "nesterov": True},
+        }
     }
     name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(1e-4, gt=0, le=10)
@@ -118,7 +163,7 @@ class Optim(NamedPart):
         return self
 
 
-class Schedule(NamedPart):
+class Schedule(PartWithOptions):
     """The learning rate over time; `optim.lr` is its peak.
 
     `plateau` is multiplied by `factor` when more than `patience` epochs in a row had no better validation score (per
@@ -126,11 +171,13 @@ class Schedule(NamedPart):
     a cosine over `warmup_fraction` of the steps and falls to zero (both per step); `constant`.
     """
 
-    OPTIONS: ClassVar[dict[str, dict[str, Any]]] = {
-        "plateau": {"factor": 0.5, "patience": 7},
-        "cosine": {"warmup_epochs": 0.0, "final_fraction": 0.0},
-        "one_cycle": {"warmup_fraction": 0.25},
-        "constant": {},
+    OPTIONS: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {
+        "name": {
+            "plateau": {"factor": 0.5, "patience": 7},
+            "cosine": {"warmup_epochs": 0.0, "final_fraction": 0.0},
+            "one_cycle": {"warmup_fraction": 0.25},
+            "constant": {},
+        }
     }
     name: Literal["plateau", "cosine", "one_cycle", "constant"] = "plateau"
     factor: float | None = Field(None, gt=0, lt=1)
@@ -171,7 +218,7 @@ class Augment(Part):
         return [chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count)]
 
 
-class Training(Part):
+class Training(PartWithOptions):
     """How long, on what, and which weights are kept.
 
     `weights`: `best` keeps the epoch with the best validation score; `last` the final ones; `average` an exponential
@@ -179,6 +226,9 @@ class Training(Part):
     look at a validation part; without any of them all training slices are trained on.
     """
 
+    OPTIONS: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {
+        "weights": {"best": {}, "last": {}, "average": {"average_decay": 0.99}}
+    }
     epochs: int = Field(100, ge=1)
     half_size: float = Field(
         0.0, ge=0, lt=1, description="share of the epochs, from the first, on slices of half the side: faster epochs"
@@ -192,16 +242,6 @@ class Training(Part):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 autocast where the device gains from it"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _average(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            if value.get("weights") == "average" and value.get("average_decay") is None:
-                return {**value, "average_decay": 0.99}
-            if value.get("weights", "best") != "average" and value.get("average_decay") is not None:
-                raise ValueError("average_decay has no effect with weights other than average. Leave it out")
-        return value
 
     @property
     def half_size_epochs(self) -> int:

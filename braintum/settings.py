@@ -75,42 +75,50 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def option(self, field: str) -> Any:
-        """The value of an option that this part's `name` uses.
+        """The value of an option that this part's choices use.
 
-        For fields that are None unless used (see `NamedPart`); reading one that is not used is a bug, not a setting.
+        For fields that are None unless used (see `PartWithOptions`); reading one that is not is a bug, not a setting.
         """
         value = getattr(self, field)
         if value is None:
-            raise AssertionError(f"{type(self).__name__}.{field} is not an option of {getattr(self, 'name', '?')}")
+            raise AssertionError(f"{type(self).__name__}.{field} is not an option of {self}")
         return value
 
 
-class NamedPart(Part):
-    """A part whose `name` decides which other fields have an effect.
+class PartWithOptions(Part):
+    """A part some of whose fields, such as `name`, decide which other fields have an effect.
 
-    `OPTIONS` maps each name to the fields that belong to it and their defaults. A field of another name is refused
-    (a setting without effect is an error); the resolved defaults are written out with every run. None stands for an
-    option that is not given, and is a value like any other elsewhere.
+    `OPTIONS` maps each deciding field to its values, and these to the fields that belong to them and their defaults. A
+    field of another value is refused (a setting without effect is an error); the resolved defaults are written out with
+    every run. None stands for an option that is not given, and is a value like any other elsewhere.
     """
 
-    OPTIONS: ClassVar[dict[str, dict[str, Any]]]
+    OPTIONS: ClassVar[dict[str, dict[str, dict[str, Any]]]]
+
+    @classmethod
+    def options_of(cls, decider: str) -> dict[str, None]:
+        """The fields that belong to any value of a deciding field, in order."""
+        return {field: None for fields in cls.OPTIONS[decider].values() for field in fields}
 
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        name = value.get("name", cls.model_fields["name"].default)
-        options = cls.OPTIONS.get(name) if isinstance(name, str) else None
-        if options is None:
-            return value
-        every = {field for fields in cls.OPTIONS.values() for field in fields}
-        for field in sorted(every - set(options)):
-            if value.get(field) is not None:
-                users = ", ".join(n for n, fields in cls.OPTIONS.items() if field in fields)
-                raise ValueError(f"{field} has no effect with name={name}; it belongs to {users}. Leave it out")
-        given = {field: v for field, v in value.items() if v is not None or field not in options}
-        return {**options, **given}
+        filled = dict(value)
+        for decider, of_values in cls.OPTIONS.items():
+            chosen = value.get(decider, cls.model_fields[decider].default)
+            options = of_values.get(chosen) if isinstance(chosen, str) else None
+            if options is None:  # for pydantic to refuse
+                continue
+            for field in sorted(cls.options_of(decider).keys() - options):
+                if value.get(field) is not None:
+                    users = ", ".join(v for v, fields in of_values.items() if field in fields)
+                    raise ValueError(
+                        f"{field} has no effect with {decider}={chosen}; it belongs to {users}. Leave it out"
+                    )
+            filled |= {field: default for field, default in options.items() if value.get(field) is None}
+        return filled
 
 
 _MEMBER = re.compile(r"str|int|float|bool|(literal|dict|tuple)\[.*")

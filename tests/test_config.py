@@ -80,8 +80,17 @@ def test_digest_is_that_of_the_resolved_settings(tmp_path) -> None:
         ("schedule.warmup_epochs=3", "warmup_epochs has no effect with name=plateau; it belongs to cosine"),
         ("data.region=tumour", "data.region: 'tumour' would show unet what it has to find; set it to whole"),
         ("data.region=skull", "data.region: 'skull': Input should be 'whole', 'tumour', 'oedema' or 'crop'"),
-        ("data.margin=0.5", "margin has no effect with a region other than crop. Leave it out"),
-        ("training.average_decay=0.9", "average_decay has no effect with weights other than average"),
+        ("data.margin=0.5", "margin has no effect with region=whole; it belongs to crop. Leave it out"),
+        ("training.average_decay=0.9", "average_decay has no effect with weights=best; it belongs to average"),
+        (
+            "loss.tversky_beta=0.5",
+            "tversky_beta has no effect with segmentation=bce_dice; it belongs to tversky, focal_",
+        ),
+        (
+            "loss.balancing_lr=0.1",
+            "balancing_lr has no effect with balancing=fixed; it belongs to uncertainty, gradnorm",
+        ),
+        ("loss.balancing=sum", "loss.balancing: 'sum': Input should be 'fixed', 'uncertainty', 'dwa', "),
         ("training.batch_size=1.5", "training.batch_size: 1.5: Input should be a valid integer"),
         ("training.batch_size=true", "training.batch_size: True: Input should be a valid integer"),
         ("data.image_size=100", "data.image_size: 100 is not divisible by 16, which unet needs"),
@@ -350,6 +359,55 @@ def test_other_weights_leave_the_decay_of_averaged_ones_behind() -> None:
     recipe = Experiment.load("fast", {"training.weights": "last"})
     assert recipe.training.average_decay is None
     assert Experiment.load("fast").with_overrides({"training.weights": "last"}) == recipe
+
+
+def test_each_choice_of_a_loss_has_options_of_its_own() -> None:
+    joint = {"model.name": "joint_unet"}
+    loss = Experiment.load("fast", {**joint, "loss.segmentation": "focal_tversky", "loss.balancing": "gradnorm"}).loss
+    assert (loss.tversky_beta, loss.focal_gamma, loss.boundary_weight) == (0.7, pytest.approx(4 / 3), None)
+    assert (loss.balancing_lr, loss.gradnorm_asymmetry, loss.dwa_temperature) == (0.025, 1.5, None)
+    assert (loss.segmentation_weight, loss.classification_weight) == (None, None), "the recipe's belonged to fixed"
+    with pytest.raises(
+        ConfigError, match="classification_weight has no effect with balancing=mgda; it belongs to fixed"
+    ):
+        Experiment.load("fast", {"loss.balancing": "mgda", "loss.classification_weight": 0.3})
+    both = {"loss.segmentation": "tversky", "loss.balancing": "cagrad"}
+    with pytest.raises(ConfigError, match="cagrad_c has no effect with balancing=mgda"):
+        Experiment.load(None, {**joint, **both, "loss.balancing": "mgda", "loss.cagrad_c": 0.1})
+
+
+def test_another_choice_leaves_the_options_of_the_last_one_behind() -> None:
+    """A shared name too: what was right for one is not for another."""
+    uncertain = Experiment.load("fast", {"loss.balancing": "uncertainty"})
+    assert uncertain.loss.balancing_lr == 0.01
+    assert uncertain.with_overrides({"loss.balancing": "gradnorm"}).loss.balancing_lr == 0.025
+    assert uncertain.with_overrides({"loss.balancing": "fixed"}).loss.classification_weight == 1.0
+    slow = uncertain.with_overrides({"loss.balancing_lr": 0.5})
+    assert slow.with_overrides({"loss.balancing": "uncertainty", "optim.lr": 0.1}).loss.balancing_lr == 0.5
+    assert Experiment.load("fast", {"loss.balancing": "fixed"}).loss.classification_weight == 0.3
+    tversky = Experiment.load("fast", {"loss.segmentation": "tversky", "loss.tversky_beta": 0.6})
+    assert tversky.loss.classification_weight == 0.3, "of another choice"
+    assert tversky.with_overrides({"loss.segmentation": "focal_tversky"}).loss.tversky_beta == 0.7
+    assert Experiment.from_dict(tversky.to_dict()) == tversky
+
+
+def test_two_tasks_are_balanced_where_there_are_two() -> None:
+    for name, tasks in (("unet", "segmentation"), ("classifier", "classification")):
+        without = Experiment.load("fast", {"model.name": name}).without_effect
+        for field in ("balancing", "balancing_lr", "dwa_temperature", "gradnorm_asymmetry", "cagrad_c"):
+            assert without[f"loss.{field}"] == f"on {name}, which has {tasks} only"
+    joint = Experiment.load("fast", {"model.name": "joint_unet"}).without_effect
+    assert not any(path.startswith("loss.") for path in joint)
+    classifier = Experiment.load("fast", {"model.name": "classifier"}).without_effect
+    assert {"loss.tversky_beta", "loss.focal_gamma", "loss.boundary_weight"} <= set(classifier)
+    assert "loss.segmentation_weight" not in Experiment.load("fast", {"model.name": "unet"}).without_effect
+
+
+def test_weights_of_zero_are_refused_where_they_are_used() -> None:
+    zero = {"loss.segmentation_weight": 0.0, "loss.classification_weight": 0.0}
+    with pytest.raises(ConfigError, match="every task of joint_unet has weight 0"):
+        Experiment.load("fast", zero)
+    Experiment.load("fast", {"loss.balancing": "dwa"})
 
 
 def test_a_crop_has_a_margin_of_its_own() -> None:

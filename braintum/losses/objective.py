@@ -1,28 +1,21 @@
-"""What training minimises: the tasks' terms and their weighted sum. B batch, K mask channels, H W, N classes.
+"""What training minimises: the loss of each task. B batch, K mask channels, H W, N classes.
 
 Terms are sums over the rows at hand divided by counts over the whole global batch. So the terms of several workers
-add up to the term of one worker that holds all rows; a worker under DDP, which averages gradients, multiplies its
-total by the number of workers.
+add up to the term of one worker that holds all rows. `balancing` makes gradients of them.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from braintum.losses import segmentation
 from braintum.losses.classification import cross_entropy_sum
+from braintum.losses.segmentation import segmentation_term
 from braintum.models.output import Output
+from braintum.models.registry import Task
 from braintum.parts import Loss
-
-_SEGMENTATION = {
-    "bce_dice": segmentation.bce_dice,
-    "dice_ce": segmentation.dice_ce,
-    "dice": segmentation.dice,
-}
 
 
 class Targets(Protocol):
@@ -54,15 +47,17 @@ class Targets(Protocol):
 
 
 class Terms(NamedTuple):
-    """`total` to differentiate; the others unweighted and detached, None for a task that the model does not have."""
+    """By task, segmentation first, of the tasks that the model has.
 
-    total: Tensor
-    segmentation: Tensor | None
-    classification: Tensor | None
+    `losses`: to differentiate, over all outputs. `main`: of the main output alone, detached, to be looked at.
+    """
+
+    losses: dict[Task, Tensor]
+    main: dict[Task, Tensor]
 
 
 class Objective(nn.Module):
-    """loss.segmentation_weight × segmentation + loss.classification_weight × classification, in float32.
+    """The losses of segmentation and of classification, unweighted, in float32.
 
     Where there are `aux` outputs a task's loss is the mean over all outputs that have it, the main one of weight 1: so
     a network that is supervised deeply weighs its tasks against each other as one that is not. Where auxiliary masks
@@ -81,27 +76,26 @@ class Objective(nn.Module):
             raise ValueError(f"loss.class_weights is {loss.class_weights!r}, so class_weight_N must "
                              f"{'not ' if class_weight_N is not None else ''}be given")  # fmt: skip
         self.loss = loss
+        self._segmentation_term = segmentation_term(loss)
         self.register_buffer("class_weight_N", class_weight_N, persistent=False)
 
     def forward(self, output: Output, targets: Targets) -> Terms:
         outputs = [(1.0, output), *output.aux]
         masks = [(w, self._segmentation(x, targets)) for w, o in outputs if (x := o.mask_logits_BKHW) is not None]
         labels = [(w, self._classification(x, targets)) for w, o in outputs if (x := o.class_logits_BN) is not None]
-        tasks = [(self.loss.segmentation_weight, masks), (self.loss.classification_weight, labels)]
-        weighted = [weight * _mean(terms) for weight, terms in tasks if terms]
-        if not weighted:
+        terms: dict[Task, list[tuple[float, Tensor]]] = {"segmentation": masks, "classification": labels}
+        if not masks and not labels:
             raise ValueError("an Output needs mask logits or class logits")
         return Terms(
-            torch.stack(weighted).sum(),
-            masks[0][1].detach() if masks else None,
-            labels[0][1].detach() if labels else None,
+            {task: _mean(found) for task, found in terms.items() if found},
+            {task: found[0][1].detach() for task, found in terms.items() if found},
         )
 
     def _segmentation(self, logits_BKHW: Tensor, targets: Targets) -> Tensor:
         mask_BKHW = targets.mask_BKHW
         if mask_BKHW.shape[2:] != logits_BKHW.shape[2:]:
             mask_BKHW = F.interpolate(mask_BKHW, size=logits_BKHW.shape[2:], mode="nearest-exact")
-        loss_B = _SEGMENTATION[self.loss.segmentation](logits_BKHW.float(), mask_BKHW)
+        loss_B = self._segmentation_term(logits_BKHW.float(), mask_BKHW)
         return loss_B.where(targets.has_mask_B, 0.0).sum() / max(targets.num_masks, 1)
 
     def _classification(self, logits_BN: Tensor, targets: Targets) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import matplotlib
 import numpy as np
 import pyarrow as pa
@@ -11,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from braintum.evaluation.metrics import FloatArray
 from braintum.evaluation.scores import Scores, by_seed, mean_per_slice
-from braintum.reporting.canvas import INK, Figure, colour_of, draw, panels
+from braintum.reporting.canvas import INK, MUTED, Figure, colour_of, draw, panels
 from braintum.reporting.results import Entry, Results
 from braintum.reporting.tables import LABELS
 
@@ -126,7 +128,7 @@ def confusion(results: Results) -> Figure | None:
 
 
 def training_curves(results: Results) -> list[Figure]:
-    """Losses and, where a validation part was cut off, its scores: a figure per architecture trained."""
+    """Losses, and where they are known validation scores and how two tasks got on: a figure an architecture."""
     colours = colour_of(results)
     return [
         figure
@@ -152,7 +154,11 @@ def _training(name: str, history: pa.Table, colour: str) -> Figure | None:
         ],
         "Validation part": [n for n in ("validation_dice", "validation_macro_f1") if n in names],
         "Learning rate": [n for n in ("lr",) if n in names],
+        "Task weights": [n for n in ("weight_segmentation", "weight_classification") if n in names],
+        "Task cosine": [n for n in ("task_cosine",) if n in names],
     }
+    if all(len(history[column].unique()) == 1 for column in shown["Task weights"]):
+        del shown["Task weights"]  # fixed ones
     shown = {title: columns for title, columns in shown.items() if columns}
     if len(shown.get("Training loss", [])) == 2:
         shown["Training loss"] = ["train_loss"]  # one task: its term is the whole
@@ -169,12 +175,16 @@ def _training(name: str, history: pa.Table, colour: str) -> Figure | None:
                     of_run = [row for row in rows if (row["run"], row["fold"]) == run and row[column] is not None]
                     axes.plot([r["epoch"] for r in of_run], [r[column] for r in of_run], style, color=colour,
                               lw=1.1, alpha=0.8 if len(runs) == 1 else 0.5)  # fmt: skip
-                short = column.removeprefix("train_").removeprefix("validation_").replace("_loss", "")
+                short = re.sub("^(train|validation|weight)_|_loss$", "", column)
                 axes.plot([], [], style, color=colour, label={"loss": "total"}.get(short, LABELS.get(short, short)))
             axes.set(title=title, xlabel="epoch")
             axes.grid(axis="y")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.set_ylim(bottom=0)
+            if title == "Task cosine":  # below zero the tasks' gradients are in conflict
+                axes.axhline(0, color=MUTED, lw=0.8)
+                axes.set_ylim(-1, 1)
+            else:
+                axes.set_ylim(bottom=0)
             if len(columns) > 1:
                 axes.legend(handlelength=1.8)
             elif title == "Validation part":

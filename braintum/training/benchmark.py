@@ -122,9 +122,9 @@ class Steps:
     def train(self) -> None:
         with self._autocast():
             output = self.network.train()(self._image_BCHW)
-        total = self._objective(output, self._targets).total
+        losses = self._objective(output, self._targets).losses
         self._optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        torch.stack(list(losses.values())).sum().backward()
         self._optimizer.step()
 
     def infer(self) -> None:

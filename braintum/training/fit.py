@@ -27,8 +27,10 @@ from braintum.data.folds import Rows, validation_split
 from braintum.data.schema import DataError
 from braintum.data.table import SliceTable
 from braintum.evaluation.predict import selection_metrics, slice_scores
+from braintum.losses.balancing import balancing_of
 from braintum.losses.classification import balanced_class_weights
 from braintum.losses.objective import Objective
+from braintum.models.registry import Task
 from braintum.settings import ConfigError
 from braintum.training.device import autocast_dtype, memory_format, pick_device
 from braintum.training.optim import LearningRate, build_optimizer
@@ -58,9 +60,12 @@ class Fit:
     """One training of an Experiment on `train_rows` of a table; iterate it for one metrics dict per epoch.
 
     With `world_size` > 1 a torch.distributed process group must exist; every rank iterates equally often and gets
-    the same metrics. Metrics: `epoch` (from 1), `lr`, `train_loss`, `train_segmentation_loss`,
-    `train_classification_loss`, `seconds`, `slices_per_second`, and, where a validation part is needed,
-    `validation_score` and `validation_<metric>`.
+    the same metrics. Metrics: `epoch` (from 1), `lr`, `train_loss` (the tasks' losses by each step's weights;
+    unweighted where only their shared gradients are weighed), `train_segmentation_loss`,
+    `train_classification_loss`, `seconds`, `slices_per_second`; of two tasks
+    `weight_segmentation`, `weight_classification` and `task_cosine` (of their gradients on the shared parameters, means
+    over the steps that know them); and, where a validation part is needed, `validation_score` and
+    `validation_<metric>`.
     """
 
     def __init__(
@@ -91,6 +96,9 @@ class Fit:
         if experiment.loss.class_weights == "balanced":
             weights_N = balanced_class_weights(table.label_R[self._fit_rows], len(table.classes)).to(self.device)
         self._objective = Objective(experiment.loss, weights_N)
+        self._balancing = balancing_of(
+            experiment.loss, self._tasks, self.model.parameters(), workers=world_size, device=self.device
+        )
         self._optimizer = build_optimizer(self.model.parameters(), experiment.optim)
         self._lr = LearningRate(
             self._optimizer,
@@ -192,6 +200,7 @@ class Fit:
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "lr": self._lr.state_dict(),
+            "balancing": self._balancing.state_dict(),
             "average": self._average.state_dict() if self._average else None,
             "best_epoch": self.best_epoch,
             "best_score": float(self.best_score),
@@ -209,6 +218,7 @@ class Fit:
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._lr.load_state_dict(state["lr"])
+        self._balancing.load_state_dict(state["balancing"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         self.epoch, self._steps = state["epoch"], state["steps"]
@@ -216,9 +226,9 @@ class Fit:
         self.best_state, self.history = state["best_state"], state["history"]
 
     @property
-    def _term_names(self) -> list[str]:
-        tasks = [task for task in ("segmentation", "classification") if task in self.experiment.model.tasks]
-        return ["train_loss", *(f"train_{task}_loss" for task in tasks)]
+    def _tasks(self) -> list[Task]:
+        tasks: tuple[Task, ...] = ("segmentation", "classification")
+        return [task for task in tasks if task in self.experiment.model.tasks]
 
     def _initialise(self) -> Initialised:
         """Every worker reads the file; what one cannot use is raised on all, and so is another file."""
@@ -241,7 +251,7 @@ class Fit:
         return initialised
 
     def _train(self) -> dict[str, float]:
-        """One pass over the batches; the epoch's mean losses over all workers."""
+        """One pass over the batches; the epoch's mean losses over all workers, and how the tasks were weighed."""
         # Dropout is a pure function of (seed, epoch, rank): a resumed run repeats it, another worker count does not.
         torch.manual_seed((self.experiment.training.seed * 1_000_003 + self.epoch) * 1_009 + self.rank)
         network = self._at_size_of(self.epoch + 1, self._network).train()
@@ -255,7 +265,13 @@ class Fit:
             self._share_buffers()
         self._refuse_divergence(terms_ST[:, 0])
         self._refuse_broken_weights()
-        return dict(zip(self._term_names, terms_ST.mean(dim=0).tolist(), strict=True))
+        total, *means = terms_ST.mean(dim=0).tolist()
+        losses = dict(zip(self._tasks, means, strict=True))
+        return {
+            "train_loss": total,
+            **{f"train_{task}_loss": loss for task, loss in losses.items()},
+            **self._balancing.after_epoch(losses),
+        }
 
     def _share_buffers(self) -> None:
         """Gives all workers rank 0's batch statistics, those of the weights that are scored and saved."""
@@ -275,15 +291,17 @@ class Fit:
             output = network(batch.image_BCHW.contiguous(memory_format=self._format))
         terms = self._objective(output, batch)
         self._optimizer.zero_grad(set_to_none=True)
-        # Terms are local sums over global counts and DDP averages gradients: times world_size makes them sums.
-        (terms.total * self.world_size).backward()
+        has_targets: dict[Task, bool] = {
+            "segmentation": batch.num_masks > 0,
+            "classification": batch.num_labels > 0,
+        }
+        total = self._balancing.backward(terms.losses, has_targets)
         if self.experiment.optim.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.experiment.optim.clip_norm)
         self._optimizer.step()
         if self._average is not None:
             self._update_average(self._average)
-        kept = (terms.total.detach(), terms.segmentation, terms.classification)
-        return torch.stack([term for term in kept if term is not None])
+        return torch.stack([total, *terms.main.values()])
 
     def _validate(self) -> dict[str, float]:
         metrics = self.score_rows(self._validation_rows)

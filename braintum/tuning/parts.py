@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from braintum.settings import NamedPart, Part
+from braintum.settings import Part, PartWithOptions
 
 
 class Resources(Part):
@@ -36,10 +36,12 @@ class Sampler(Part):
     seed: int = Field(0, ge=0)
 
 
-class Scheduler(NamedPart):
+class Scheduler(PartWithOptions):
     """What stops trials early. `asha`: rungs at grace_epochs × reduction^k; the best 1/reduction of a rung go on."""
 
-    OPTIONS: ClassVar[dict[str, dict[str, Any]]] = {"asha": {"grace_epochs": 5, "reduction": 3}, "none": {}}
+    OPTIONS: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {
+        "name": {"asha": {"grace_epochs": 5, "reduction": 3}, "none": {}}
+    }
     name: Literal["asha", "none"] = "asha"
     grace_epochs: int | None = Field(None, ge=1)
     reduction: int | None = Field(None, ge=2)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceCELoss, DiceLoss
+from monai.losses import DiceCELoss, DiceLoss, TverskyLoss
 
 from braintum.losses.classification import balanced_class_weights, cross_entropy_sum
-from braintum.losses.segmentation import EPSILON, bce_dice, dice, dice_ce
+from braintum.losses.segmentation import (
+    EPSILON,
+    Term,
+    bce_dice,
+    bce_dice_boundary,
+    boundary,
+    dice,
+    dice_ce,
+    focal_tversky,
+    signed_distance,
+    tversky,
+)
 from braintum.settings import ConfigError
 
 
@@ -56,14 +68,90 @@ def test_terms_by_hand() -> None:
     assert dice_ce(logits, mask).item() == pytest.approx(0.4 + math.log(2))  # the background's Dice is 0.6 as well
 
 
-@pytest.mark.parametrize("term", [dice, bce_dice, dice_ce])
-def test_certain_logits_are_finite_and_ordered(term: object) -> None:
-    assert callable(term)
+@pytest.mark.parametrize("num_masks", [1, 2])
+@pytest.mark.parametrize("beta", [0.3, 0.7])
+def test_tversky_is_monais_and_the_focal_one_its_root(num_masks: int, beta: float) -> None:
+    logits, mask = logits_and_mask(num_masks)
+    smooth = {"smooth_nr": EPSILON / 2, "smooth_dr": EPSILON / 2}
+    monai = TverskyLoss(sigmoid=True, alpha=1 - beta, beta=beta, reduction="none", **smooth)(logits, mask).flatten(1)
+    torch.testing.assert_close(tversky(logits, mask, beta), monai.mean(1))
+    torch.testing.assert_close(focal_tversky(logits, mask, beta, 4 / 3), monai.pow(0.75).mean(1))
+    torch.testing.assert_close(focal_tversky(logits, mask, beta, 1.0), monai.mean(1))
+
+
+def test_tversky_of_one_half_is_dice() -> None:
+    torch.testing.assert_close(tversky(*logits_and_mask(2), beta=0.5), dice(*logits_and_mask(2)))
+
+
+def test_a_large_beta_weighs_missed_pixels_more_than_false_ones() -> None:
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., :2] = 1
+    missing, false = (mask * 20 - 10).clone(), (mask * 20 - 10).clone()
+    missing[..., 1], false[..., 2] = -10, 10
+    assert tversky(missing, mask, 0.9) > tversky(false, mask, 0.9) > tversky(false, mask, 0.99)
+    assert tversky(missing, mask, 0.1) < tversky(false, mask, 0.1)
+
+
+def test_signed_distances_are_those_to_the_nearest_pixel_of_the_other_side() -> None:
+    """Against all pairs of pixels; inside one less, as the paper's authors have it."""
+    _, mask = logits_and_mask(2)
+    mask[1] = 0
+    mask[2] = 1
+    expected = np.zeros(mask.shape)
+    pixels = np.argwhere(np.ones((8, 8)))
+    for at in np.ndindex(4, 2):
+        inside = mask[at].numpy() > 0
+        if not inside.any() or inside.all():
+            continue
+        for y, x in pixels:
+            others = pixels[(inside != inside[y, x])[tuple(pixels.T)]]
+            nearest = np.linalg.norm(others - [y, x], axis=1).min()
+            expected[at][y, x] = 1 - nearest if inside[y, x] else nearest
+    assert expected.any()
+    np.testing.assert_allclose(signed_distance(mask.numpy()), expected / 8, rtol=1e-6)
+
+
+def test_boundary_by_hand() -> None:
+    """One tumour pixel at the left of a row of four, every probability 1/2: (0·−½ + 1·½ + 2·½ + 3·½) / 4 pixels / 4."""
+    mask = torch.tensor([[[[1.0, 0.0, 0.0, 0.0]]]])
+    assert boundary(torch.zeros(1, 1, 1, 4), mask).item() == pytest.approx(3 / 16)
+    far, near = torch.tensor([[-9.0, -9.0, -9.0, 9.0]]), torch.tensor([[-9.0, 9.0, -9.0, -9.0]])
+    assert boundary(far[None, None], mask) > boundary(near[None, None], mask)
+    assert boundary(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4)).item() == 0, "a healthy slice has no outline"
+    torch.testing.assert_close(
+        bce_dice_boundary(far[None, None], mask, 0.5),
+        bce_dice(far[None, None], mask) + 0.5 * boundary(far[None, None], mask),
+    )
+
+
+def test_boundary_is_the_same_at_another_size() -> None:
+    """A half plane, so that the outline is where it was: distances are in shares of the side."""
+    losses = []
+    for side in (32, 64, 128):
+        mask = torch.zeros(1, 1, side, side)
+        mask[..., : side // 2] = 1
+        losses.append(boundary(torch.zeros_like(mask), mask).item())
+    assert losses == pytest.approx([0.125] * 3, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        dice,
+        bce_dice,
+        dice_ce,
+        partial(tversky, beta=0.7),
+        partial(focal_tversky, beta=0.7, gamma=4 / 3),
+        partial(bce_dice_boundary, weight=1.0),
+    ],
+)
+def test_certain_logits_are_finite_and_ordered(term: Term) -> None:
     _, mask = logits_and_mask()
     logits = ((mask * 2 - 1) * 200).requires_grad_()
     right, wrong = term(logits, mask), term(-logits, mask)
-    wrong.sum().backward()
-    assert torch.allclose(right, torch.zeros(4), atol=1e-6)
+    (right + wrong).sum().backward()
+    assert torch.allclose(right, torch.zeros(4), atol=1e-4)
+    assert (right >= 0).all()
     assert torch.isfinite(wrong).all()
     assert (wrong > 0.5).all()
     assert logits.grad is not None

@@ -177,7 +177,8 @@ def test_outputs_are_logits_not_probabilities(config: ModelConfig) -> None:
 def test_every_parameter_gets_a_gradient(config: ModelConfig, targets: tuple[str, ...]) -> None:
     """Whatever targets a batch lacks, or DDP would wait for gradients that never come."""
     model = build(config)
-    Objective(Experiment().loss)(model(images()), Rows(SIDE, targets)).total.backward()
+    losses = Objective(Experiment().loss)(model(images()), Rows(SIDE, targets)).losses
+    torch.stack(list(losses.values())).sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 

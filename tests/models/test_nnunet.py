@@ -97,7 +97,7 @@ def test_the_objective_takes_every_output_of_an_odd_size() -> None:
 
     output = small(75)(image)
     assert [auxiliary.mask_logits_BKHW.shape[-1] for _, auxiliary in output.aux] == [38, 19]
-    assert torch.isfinite(Objective(Experiment().loss)(output, Rows()).total)
+    assert torch.isfinite(Objective(Experiment().loss)(output, Rows()).losses["segmentation"])
 
 
 def test_rows_of_a_training_batch_are_independent() -> None:

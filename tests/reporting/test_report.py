@@ -193,6 +193,21 @@ def test_figures_are_pictures(study_report: Path) -> None:
     assert all(min(size) > 200 for size in figures.values())
 
 
+def test_how_two_tasks_got_on_is_shown(crossval: Path, study: Path, tmp_path: Path) -> None:
+    """The cosine of their gradients, and their weights where these are not fixed; nothing of the kind of one task."""
+    copy = tmp_path / "learned"
+    shutil.copytree(crossval, copy, ignore=shutil.ignore_patterns("report"))
+    fixed = Path(report(str(copy))).read_text()
+    assert ("Task cosine" in fixed, "Task weights" in fixed) == (True, False)
+    history = storage.read_table(str(copy / "history.parquet"))
+    weights = pa.array([1 + 0.1 * epoch for epoch in history["epoch"].to_pylist()])
+    column = history.schema.get_field_index("weight_segmentation")
+    storage.write_table(str(copy / "history.parquet"), history.set_column(column, "weight_segmentation", weights))
+    assert "Task weights" in Path(report(str(copy))).read_text()
+    alone = Path(report(str(study / "crossval" / "unet"), str(tmp_path / "unet"))).read_text()
+    assert "Task " not in alone
+
+
 def test_a_cross_validation(crossval: Path, tmp_path: Path) -> None:
     written = Path(report(str(crossval), str(tmp_path / "report")))
     page = Page(written.read_text())

@@ -25,6 +25,11 @@ from braintum.training.fit import Diverged, Fit
 
 FIXED_LENGTH = {"schedule__name": "one_cycle", "training__weights": "last", "training__early_stopping": None}
 RUN = {"model.name": "joint_unet", **TINY, "training.epochs": 4}
+FAST_BALANCING = ["gradnorm"]
+SLOW_BALANCING = [
+    "uncertainty", "dwa", "pcgrad", "cagrad", "mgda", "imtl_g", "aligned_mtl", "nash_mtl", "upgrad",
+]  # fmt: skip
+BALANCING = [*FAST_BALANCING, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_BALANCING)]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +43,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def with_few_targets(table: SliceTable) -> SliceTable:
+    """Of every three slices one has a mask only, one a label only, one both: small batches lack one or the other."""
+    kind_R = np.random.default_rng(0).integers(0, 3, len(table))
+    return replace(table, has_mask_R=kind_R != 0, label_R=np.where(kind_R != 1, table.label_R, -1))
 
 
 def experiment(**overrides: Any) -> Experiment:
@@ -90,6 +101,30 @@ def test_resumed_run_has_the_bytes_of_an_undisturbed_one(
     assert file_digest(resumed, tmp_path) == file_digest(whole, tmp_path)
     moved = (first.model.state_dict(), whole.model.state_dict())
     assert any(not torch.equal(moved[0][name], moved[1][name]) for name in moved[0])
+
+
+@pytest.mark.parametrize("balancing", BALANCING)
+def test_what_balancing_has_learned_is_resumed(table: SliceTable, tmp_path: Path, balancing: str) -> None:
+    """Batches of two, many without a task's targets; dropout, so that a solver may draw no random numbers of it."""
+    settings = {"loss__balancing": balancing, "training__batch_size": 2, "optim__clip_norm": 1.0, "model__dropout": 0.5}
+    few, rows = with_few_targets(table), split(table, "1", 3, seed=0).train
+    whole = Fit(experiment(**FIXED_LENGTH, **settings), few, rows)
+    history = list(whole)
+    first = Fit(experiment(**FIXED_LENGTH, **settings), few, rows)
+    for _ in range(3):  # two are what DWA looks back at
+        first.run_epoch()
+    save_state(str(tmp_path / "state.pt"), first.state_dict())
+    torch.manual_seed(12345)
+    resumed = Fit(experiment(**FIXED_LENGTH, **settings), few, rows)
+    state = load_state(str(tmp_path / "state.pt"))
+    assert state is not None
+    resumed.load_state_dict(state)
+    list(resumed)
+    assert file_digest(resumed, tmp_path) == file_digest(whole, tmp_path)
+    said = ("weight_segmentation", "weight_classification", "task_cosine")
+    assert [[row[name] for name in said] for row in resumed.history] == [[row[n] for n in said] for row in history]
+    assert all(-1 <= row["task_cosine"] <= 1 for row in history)
+    assert len({row["weight_segmentation"] for row in history}) > 1
 
 
 def test_state_of_another_experiment_is_refused(table: SliceTable) -> None:
@@ -174,10 +209,37 @@ def test_weights_that_the_last_step_broke_are_no_result(table: SliceTable, name:
         fit.run_epoch()
 
 
-def _worker(rank: int, world_size: int, port: int, url: str, out: str, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("balancing", ["fixed", *BALANCING])
+def test_bfloat16_and_clipping_go_with_every_balancing(table: SliceTable, balancing: str) -> None:
+    """Plain gradient descent at rate 1/2: n steps move no further than n/2 times the norm that is cut to."""
+    settings = {
+        **FIXED_LENGTH,
+        "loss__balancing": balancing,
+        "training__precision": "bfloat16",
+        "training__batch_size": 16,
+        "optim__clip_norm": 1e-3,
+        "optim__name": "sgd",
+        "optim__lr": 0.5,
+        "optim__momentum": 0.0,
+        "optim__nesterov": False,
+        "schedule__name": "constant",
+    }
+    rows = split(table, "1", 3, seed=0).train
+    fit = Fit(experiment(**settings), table, rows)
+    before = torch.cat([p.detach().flatten() for p in fit.model.parameters()])
+    metrics = fit.run_epoch()
+    assert np.isfinite(list(metrics.values())).all()
+    moved = (torch.cat([p.detach().flatten() for p in fit.model.parameters()]) - before).norm().item()
+    assert 0 < moved <= 0.5 * 1e-3 * -(-len(rows) // 16) * 1.01
+
+
+def _worker(
+    rank: int, world_size: int, port: int, url: str, out: str, settings: dict[str, Any], few_targets: bool
+) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     table = load_table(url, Data(image_size=32))
+    table = with_few_targets(table) if few_targets else table
     fit = Fit(experiment(**settings), table, split(table, "1", 3, seed=0).train, rank=rank, world_size=world_size)
     list(fit)
     labels = fit.scores_of(np.arange(7))["label"].tolist() if "classification" in fit.experiment.model.tasks else []
@@ -185,9 +247,9 @@ def _worker(rank: int, world_size: int, port: int, url: str, out: str, settings:
     dist.destroy_process_group()
 
 
-def on_two_workers(url: str, folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+def on_two_workers(url: str, folder: Path, settings: dict[str, Any], few_targets: bool = False) -> list[dict[str, Any]]:
     """What each of two DDP workers has at the end: its history and the weights that it would keep."""
-    mp.spawn(_worker, args=(2, free_ports(1)[0], url, str(folder / "end"), settings), nprocs=2)
+    mp.spawn(_worker, args=(2, free_ports(1)[0], url, str(folder / "end"), settings, few_targets), nprocs=2)
     states = [load_state(str(folder / f"end.{rank}")) for rank in range(2)]
     return [state for state in states if state is not None]
 
@@ -223,6 +285,35 @@ def test_two_workers_train_what_one_does(tiny_phantom: str, table: SliceTable, t
         assert mine["validation_score"] == pytest.approx(theirs["validation_score"], abs=0.02)
     for name, weights in one.kept_weights().items():
         torch.testing.assert_close(two["weights"][name], weights, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("balancing", BALANCING)
+def test_two_workers_balance_tasks_as_one_does(
+    tiny_phantom: str, table: SliceTable, tmp_path: Path, balancing: str
+) -> None:
+    """Two rows a worker and step, so that a worker often has no target of a task, and sometimes none has."""
+    settings = {
+        **FIXED_LENGTH,
+        "training__precision": "float32",
+        "model__dropout": 0.0,
+        "loss__balancing": balancing,
+        "training__batch_size": 4,
+        "training__epochs": 3,
+        "schedule__name": "constant",
+        "optim__name": "sgd",
+        "optim__lr": 0.01,
+        "optim__clip_norm": 1.0,
+    }
+    two, other = on_two_workers(tiny_phantom, tmp_path, settings, few_targets=True)
+    few = with_few_targets(table)
+    one = Fit(experiment(**settings), few, split(few, "1", 3, seed=0).train)
+    list(one)
+    names = ["train_loss", "weight_segmentation", "weight_classification", "task_cosine"]
+    for mine, theirs in zip(one.history, two["history"], strict=True):
+        assert [mine[name] for name in names] == pytest.approx([theirs[name] for name in names], rel=1e-3, abs=1e-4)
+    for name, weights in one.kept_weights().items():
+        torch.testing.assert_close(two["weights"][name], weights, rtol=1e-3, atol=1e-5, msg=name)
+        assert torch.equal(two["weights"][name], other["weights"][name]), "workers stay as one"
 
 
 def test_checkpoint_predicts_after_loading(table: SliceTable, tmp_path: Path) -> None:

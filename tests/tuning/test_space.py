@@ -120,7 +120,7 @@ def test_architectures_of_one_family_compare_at_one_size(path: Path) -> None:
 
 
 def test_every_question_has_its_space() -> None:
-    questions = {"learning_rate", "attention", "loss_weighting", "augmentation", "capacity", "joint"}
+    questions = {"learning_rate", "attention", "loss_weighting", "task_balancing", "augmentation", "capacity", "joint"}
     questions |= {"all_architectures", "braintumnet_ablation"}
     assert {path.stem for path in SHIPPED} >= {"quick", "smoke", "paper_brisc", "paper_braintumnet", *questions}
     assert set(recipes()) >= {"papers/unet", "papers/braintumnet", "fast"}
