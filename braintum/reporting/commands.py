@@ -13,12 +13,13 @@ SPACE = "space.yaml"
 
 
 def settings_files(results: Results) -> dict[str, str]:
-    """YAML by file name: the Experiment of each configuration, and a study's search space, with its number of trials.
+    """YAML by file name: the Experiment of each configuration, and a finished study's search space, with its number of
+    trials.
 
     `train`, `crossval`, `cascade` and `search` read them.
     """
     files = {file: _yaml(settings) for entry in results.entries for file, settings in _experiments(entry).values()}
-    if results.study:
+    if results.study and results.finished:
         space = results.study.about["space"]
         parameters = {path: _given(parameter) for path, parameter in space["parameters"].items()}
         written = {
@@ -33,7 +34,7 @@ def commands(results: Results) -> dict[str, str]:
     """What to run where the files of `settings_files` lie, by what it makes."""
     again = f"{results.url}-again"
     found = {}
-    if results.study:
+    if results.study and results.finished:
         found["the whole study"] = _line("search", SPACE, "--data", results.data_url, "--out", again)
     for entry in results.entries:
         fold, folds = entry.about["fold"], entry.about["folds"]

@@ -1,20 +1,16 @@
-"""What came out of a search, as Optuna's storage and the trials' directories have it."""
+"""The winners of a search."""
 
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
 
-from braintum import storage
 from braintum.config import Experiment
-from braintum.tuning.searcher import SPEC, seed_of
+from braintum.tuning.records import SPEC, best_trials
+from braintum.tuning.searcher import seed_of
 from braintum.tuning.space import SearchSpace
-from braintum.tuning.trial import HISTORY, TrialSpec
-
-Records = list[dict[str, Any]]
 
 
 class Winner(NamedTuple):
@@ -34,93 +30,8 @@ def winners(space: SearchSpace, studies: dict[str, Study]) -> dict[str, Winner]:
     if not space.parameters:
         return {name: Winner(space.experiment(name, seed), None, None) for name in space.architectures}
     found = {}
-    for name, trial in _best_trials(space, studies).items():
+    best = best_trials(studies)
+    for name, trial in ((name, best[name]) for name in space.architectures if name in best):
         experiment = Experiment.from_dict(json.loads(trial.user_attrs[SPEC])["experiment"])
         found[name] = Winner(experiment.with_overrides(seed), trial.number, trial.value)
     return found
-
-
-def _best_trials(space: SearchSpace, studies: dict[str, Study]) -> dict[str, FrozenTrial]:
-    """The complete trial with the best selection score, of each architecture that has one."""
-    best: dict[str, FrozenTrial] = {}
-    for study in studies.values():
-        for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-            name = json.loads(trial.user_attrs[SPEC])["architecture"]
-            if name not in best or (trial.value or 0.0) > (best[name].value or 0.0):
-                best[name] = trial
-    return {name: best[name] for name in space.architectures if name in best}
-
-
-def trials_and_history(studies: dict[str, Study]) -> tuple[Records, Records]:
-    """`trials.parquet`, a row per trial (`score` is a selection score), and `history.parquet`, a row per epoch."""
-    trials: Records = []
-    epochs: Records = []
-    for name, study in studies.items():
-        for trial in study.get_trials(deepcopy=False):
-            if SPEC not in trial.user_attrs:
-                continue
-            spec = TrialSpec(**json.loads(trial.user_attrs[SPEC]))
-            place = storage.join(spec.out, HISTORY)
-            rows = storage.read_json(place) if storage.exists(place) else []
-            about = {"run": spec.run, "architecture": spec.architecture}
-            epochs += [{**about, **row} for row in rows]
-            epoch = max(trial.intermediate_values, default=0)
-            trials.append(
-                {
-                    "study": name,
-                    "number": trial.number,
-                    "architecture": spec.architecture,
-                    "state": _STATES.get(trial.state, "open"),
-                    "score": trial.intermediate_values.get(epoch),
-                    "epochs": epoch,
-                    "folds_done": rows[-1]["folds_done"] if rows else 0,
-                    "seconds": trial.duration.total_seconds() if trial.duration else None,
-                    "params": json.dumps(trial.params),
-                    "failure": trial.user_attrs.get("failure"),
-                    "directory": spec.out,
-                    "start": trial.datetime_start,
-                    "end": trial.datetime_complete,
-                }
-            )
-    return trials, epochs
-
-
-TRIAL_COLUMNS = (
-    "study", "number", "architecture", "state", "score", "epochs", "folds_done", "seconds", "params", "failure",
-    "directory", "start", "end",
-)  # fmt: skip
-"""Of `trials.parquet`, which a comparison leaves empty."""
-
-_STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
-
-
-def pareto(space: SearchSpace, trials: Records, history: Records) -> dict[str, Records]:
-    """The Pareto front of each architecture that has two or more of the space's objectives: `trial` and its metrics.
-
-    Of the trials that finished all folds, those that no other beats in one metric without being worse in another.
-    Metrics are selection metrics, means over folds, by the weights that each fold kept.
-    """
-    fronts = {}
-    for name in space.architectures:
-        of_it = [trial for trial in trials if trial["architecture"] == name and trial["state"] == "complete"]
-        points = []
-        for trial in of_it:
-            rows = [row for row in history if row["run"] == f"{name}-{trial['number']}"]
-            last = {row["fold"]: row["kept_epoch"] for row in rows}
-            kept = [row for row in rows if row["epoch_in_fold"] == last[row["fold"]]]
-            known = [metric for metric in space.objectives if all(f"selection_{metric}" in row for row in kept)]
-            means = {metric: sum(row[f"selection_{metric}"] for row in kept) / len(kept) for metric in known}
-            points.append({"trial": trial["number"], **means})
-        if points and len(points[0]) > 2:
-            fronts[name] = [point for point in points if not any(_beats(other, point) for other in points)]
-    return fronts
-
-
-def _beats(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    metrics = a.keys() - {"trial"}
-    return all(a[m] >= b[m] for m in metrics) and any(a[m] > b[m] for m in metrics)
-
-
-def counts(trials: Records) -> dict[str, int]:
-    states = [trial["state"] for trial in trials]
-    return {state: states.count(state) for state in _STATES.values()}

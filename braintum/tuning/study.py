@@ -32,12 +32,15 @@ from braintum.training.fit import Diverged
 from braintum.training.progress import Progress
 from braintum.training.run import prepare_out, refuse_at_once, say_start, versions
 from braintum.training.worker import MAX_FAILURES, TrainingFailed
-from braintum.tuning.outcome import TRIAL_COLUMNS, Winner, counts, pareto, trials_and_history, winners
+from braintum.tuning.importance import importances
+from braintum.tuning.outcome import Winner, winners
+from braintum.tuning.records import HISTORY_COLUMNS, TRIAL_COLUMNS, counts, pareto, trials_and_history
 from braintum.tuning.searcher import OptunaSearcher, StudySchedulers, seed_of
 from braintum.tuning.slots import Slots
 from braintum.tuning.space import SearchSpace
-from braintum.tuning.storage import OptunaFile
+from braintum.tuning.storage import FILE, OptunaFile
 from braintum.tuning.trial import OneWorkerTrial, TrialSpec, many_worker_trial
+from braintum.tuning.trial_events import TrialEvents
 from braintum.tuning.views import refuse_unusable, view, views_of
 from braintum.tuning.watch import Watch
 
@@ -92,7 +95,7 @@ def search(
     if leaks is None:
         progress.say(f"not audited: {widest.region} slices of {widest.image_size} pixels; see `braintum audit`")
     summary_url = storage.join(out, "summary.json")
-    with OptunaFile(storage.join(out, "optuna.db")) as file:
+    with OptunaFile(storage.join(out, FILE)) as file, TrialEvents() as events:
         studies = _open_studies(space, file)
         left = sum(space.shares().values()) - _ended(studies)
         if left <= 0 and storage.exists(summary_url):
@@ -101,16 +104,16 @@ def search(
                 return known
         storage.remove(summary_url)  # it is of fewer trials; if this start is stopped, the next one must not return it
         progress.expect(left)
-        watch = Watch(progress, folds, file)
+        watch = Watch(progress, folds, file, events, studies)
         searched = time.monotonic()
         if left > 0:
             _tune(space, studies, left, data_url, out, tables, folds, slots, watch)
         seconds = time.monotonic() - searched
-        trials, history = trials_and_history(studies)
-        best = winners(space, studies)
+        trials, history = trials_and_history(studies, out)
+        best, importance = winners(space, studies), importances(studies)
     failed = {name: "no trial finished all folds" for name in space.architectures if name not in best}
     storage.write_rows(storage.join(out, "trials.parquet"), trials, TRIAL_COLUMNS)
-    storage.write_rows(storage.join(out, "history.parquet"), history, ("run", "architecture", "epoch", "score"))
+    storage.write_rows(storage.join(out, "history.parquet"), history, HISTORY_COLUMNS)
     if not best:
         reason = next((trial["failure"] for trial in trials if trial["failure"]), "")
         ended = ", ".join(f"{count} {state}" for state, count in counts(trials).items())
@@ -121,7 +124,8 @@ def search(
         "best": _crossvalidate(space, best, data_url, out, tables, slots, failed, progress),
         "failed": failed,
         "leaks": leaks,
-        **({"pareto": pareto(space, trials, history)} if space.objectives else {}),
+        **({"pareto": pareto(space.objectives, trials)} if space.objectives else {}),
+        "importance": importance,
         "busy_share": watch.busy / (seconds * max(1, slots.filled)) if watch.busy else None,
         "resources": space.resources.model_dump(mode="json"),
         "search_seconds": seconds,

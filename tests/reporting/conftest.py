@@ -33,6 +33,14 @@ SPACE = {
     },
 }  # fmt: skip
 
+IMPORTANCE = {
+    "trials": 5, "best": 3,
+    "parameters": {
+        "optim.lr": {"importance": 0.7, "low": 0.4, "high": 0.9},
+        "loss.segmentation": {"importance": 0.3, "low": 0.1, "high": 0.6},
+    },
+}  # fmt: skip
+
 
 def small(architecture: str) -> Experiment:
     width = {"model.width": 4, "model.depth": 2, "model.norm": "instance"}
@@ -84,14 +92,18 @@ def write_study(data_url: str, table: SliceTable, out: str) -> None:
             scores = [0.3 + 0.05 * a + 0.04 * epoch + 0.01 * number for epoch in range(1, epochs + 1)]
             params = {"optim.lr": 10.0 ** (-number), "loss.segmentation": ["bce_dice", "dice_ce"][number % 2]}
             state = "complete" if number % 2 == 0 else "pruned"
+            placed = 1e9 + 20.0 * number
+            metrics = {"dice": scores[-1], "macro_f1": 1 - scores[-1]} if state == "complete" else {}
             trials.append(
-                {"number": number, "architecture": architecture, "state": state, "score": scores[-1],
-                 "folds_done": epochs // EPOCHS, "epochs": epochs, "seconds": 1.0, "params": json.dumps(params)}
+                {"study": architecture, "number": number, "architecture": architecture, "state": state,
+                 "score": scores[-1], "folds_done": epochs // EPOCHS, "epochs": epochs, "seconds": 1.0,
+                 "params": json.dumps(params), "metrics": json.dumps(metrics), "placed": [placed]}
             )  # fmt: skip
             history += [
-                {"run": f"{architecture}-{number}", "architecture": architecture, "epoch": epoch + 1, "score": score}
+                {"run": f"{architecture}-{number}", "architecture": architecture, "epoch": epoch + 1, "score": score,
+                 "began": placed + 4 * epoch + 0.5, "ended": placed + 4 * epoch + 4}
                 for epoch, score in enumerate(scores)
-            ]
+            ]  # fmt: skip
     storage.write_table(storage.join(out, "trials.parquet"), pa.Table.from_pylist(trials))
     storage.write_table(storage.join(out, "history.parquet"), pa.Table.from_pylist(history))
     best = {}
@@ -103,7 +115,8 @@ def write_study(data_url: str, table: SliceTable, out: str) -> None:
     versions = {"torch": torch.__version__}
     summary = {
         "trials": counts, "best": best, "busy_share": 0.9, "seconds": 75.0, "data": data, "versions": versions,
-        "resources": space.resources.model_dump(mode="json"),
+        "resources": space.resources.model_dump(mode="json"), "importance": {"unet": IMPORTANCE},
+        "pareto": {"unet": [{"trial": n, "dice": 0.46 + n / 100, "macro_f1": 0.54 - n / 100} for n in (0, 2, 4)]},
     }  # fmt: skip
     storage.write_json(storage.join(out, "summary.json"), summary)
 

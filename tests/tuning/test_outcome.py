@@ -2,39 +2,73 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
 
-import yaml
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
 
-from braintum.tuning.outcome import Records, pareto
-from braintum.tuning.space import SearchSpace
+from braintum.tuning.importance import importances
+from braintum.tuning.records import Records, pareto, selection_metrics
 
 
-def test_the_pareto_front_is_of_the_epochs_that_were_kept(tmp_path: Path) -> None:
-    file = tmp_path / "space.yaml"
-    file.write_text(yaml.safe_dump({
-        "name": "s", "architectures": ["unet", "joint_unet"], "base": "fast", "trials": 8,
-        "objectives": ["dice", "accuracy"], "parameters": {"optim.lr": {"log_uniform": [1e-3, 1e-1]}},
-    }))  # fmt: skip
+def test_the_pareto_front_is_of_the_epochs_that_were_kept() -> None:
     states = ["complete", "complete", "complete", "pruned", "complete"]
     scores = [(0.5, 0.6), (0.6, 0.5), (0.5, 0.5), (0.9, 0.9), (0.6, 0.5)]  # dice, accuracy
     trials: Records = []
-    history: Records = []
     for number, (state, (dice, accuracy)) in enumerate(zip(states, scores, strict=True)):
         for name, metrics in (
             ("unet", {"selection_dice": dice}),
             ("joint_unet", {"selection_dice": dice, "selection_accuracy": accuracy}),
         ):
-            trials.append({"architecture": name, "number": number, "state": state})
+            rows: Records = []
             for fold, gain in (("1", 0.1), ("2", -0.1)):
                 kept = {metric: value + gain for metric, value in metrics.items()}
-                row = {"run": f"{name}-{number}", "fold": fold}
-                history += [
-                    {**row, "epoch_in_fold": 1, "kept_epoch": 1, **dict.fromkeys(metrics, 0.0)},
-                    {**row, "epoch_in_fold": 2, "kept_epoch": 2, **kept},
-                    {**row, "epoch_in_fold": 3, "kept_epoch": 2, **dict.fromkeys(metrics, 1.0)},
+                rows += [
+                    {"fold": fold, "epoch_in_fold": 1, "kept_epoch": 1, **dict.fromkeys(metrics, 0.0)},
+                    {"fold": fold, "epoch_in_fold": 2, "kept_epoch": 2, **kept},
+                    {"fold": fold, "epoch_in_fold": 3, "kept_epoch": 2, **dict.fromkeys(metrics, 1.0)},
                 ]
-    fronts = pareto(SearchSpace.load(file), trials, history)
+            means = json.dumps(selection_metrics(rows) if state == "complete" else {})
+            trials.append({"architecture": name, "number": number, "state": state, "metrics": means})
+    fronts = pareto(["dice", "accuracy"], trials)
     assert list(fronts) == ["joint_unet"]
     found = [(point["trial"], round(point["dice"], 6), round(point["accuracy"], 6)) for point in fronts["joint_unet"]]
     assert found == [(0, 0.5, 0.6), (1, 0.6, 0.5), (4, 0.6, 0.5)]
+
+
+def searched(trials: int) -> optuna.Study:
+    """One parameter decides, one does nothing, one exists for every second trial; the worse half is stopped early."""
+    study = optuna.create_study(direction="maximize")
+    for number in range(trials):
+        width = (7 * number % trials) / trials
+        params = {"decides": width, "idle": (5 * number % 3) / 3}
+        distributions = {"decides": FloatDistribution(0, 1), "idle": FloatDistribution(0, 1)}
+        if number % 2:
+            params["sometimes"] = "ab"[number % 4 // 2]
+            distributions["sometimes"] = CategoricalDistribution(["a", "b"])
+        pruned = width < 0.5
+        study.add_trial(create_trial(
+            params=params, distributions=distributions, value=width, intermediate_values={3 if pruned else 9: width},
+            state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
+        ))  # fmt: skip
+    return study
+
+
+def test_importance_is_of_what_the_best_trials_have_in_common() -> None:
+    study = searched(40)
+    study.add_trial(create_trial(state=TrialState.FAIL))
+    found = importances({"unet": study})["unet"]
+    assert (found["trials"], found["best"]) == (40, 10)
+    assert found["parameters"].keys() == {"decides", "idle", "sometimes"}
+    assert sum(of["importance"] for of in found["parameters"].values()) == pytest.approx(1)
+    assert found["parameters"]["decides"]["low"] > found["parameters"]["idle"]["high"]
+    assert all(of["low"] <= of["high"] for of in found["parameters"].values())
+    assert importances({"unet": study}) == {"unet": found}
+
+
+def test_too_little_for_importance() -> None:
+    alone = optuna.create_study(direction="maximize")
+    alone.optimize(lambda trial: trial.suggest_float("lr", 0, 1), n_trials=20)
+    assert importances({"few": searched(7), "alone": alone, "none": optuna.create_study()}) == {}
