@@ -271,7 +271,7 @@ def search(
     from braintum.tuning.study import search as plain_search
 
     run = nested_search if nested else plain_search
-    with stdout_for(as_json), Progress(loaded.name) as progress:
+    with stdout_for(as_json), Progress(loaded.name, score="selection score") as progress:
         summary = run(loaded, data, out, resume=resume, allow_leak=allow_leak, progress=progress)
     show(summary, as_json, print_nested if nested else print_study)
 
@@ -290,6 +290,19 @@ def report(
     with stdout_for(as_json):
         page = str(write(directory, out))
     show({"report": page}, as_json, lambda shown: print(f"report: {shown['report']}"))
+
+
+@app.command()
+def dashboard(
+    study: Annotated[
+        str, typer.Argument(callback=given, help="Folder or URL of a study, or the URL of Optuna's storage.")
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0: any that is free.")] = 8080,
+) -> None:
+    """Opens optuna-dashboard on a study, also while it runs: its trials by parameter, importance and time."""
+    from braintum.tuning.dashboard import dashboard as serve
+
+    serve(study, port, lambda text: print(text, flush=True))
 
 
 @app.command()

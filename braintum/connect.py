@@ -22,6 +22,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report reaches the controller in 20 ms instead of up to 2 s
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # without it, a rank that dies between reports hangs the others for ever
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # Ray's dashboard shows what Ray Train trains
     # Ray Train trains in a thread, whose own arena glibc would give back whatever `keep_freed_memory` says.
     "MALLOC_ARENA_MAX": "1",
     # Threads of torch that wait give the core to others after a fifth of a millisecond, and not after ten.

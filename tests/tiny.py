@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
+from ray._private.worker import get_dashboard_url
 
 from braintum.training.progress import Progress
 
@@ -58,6 +61,12 @@ def workers_of(kind: str) -> list[psutil.Process]:
             if kind in " ".join(process.cmdline()):
                 found.append(process)
     return found
+
+
+def train_runs() -> dict[str, str]:
+    """What Ray's dashboard shows of Ray Train: the state of each run by its name."""
+    with urllib.request.urlopen(f"http://{get_dashboard_url()}/api/train/v2/runs/v1", timeout=60) as answer:
+        return {run["name"]: run["status"] for run in json.load(answer)["train_runs"]}
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure as Canvas
 
 from braintum.reporting.results import Results
@@ -62,7 +64,24 @@ def colour_of(results: Results) -> dict[str, str]:
     """A colour for each architecture, the same in every figure."""
     names = [entry.name for entry in results.entries]
     names += sorted({t.architecture for t in results.study.trials} - set(names)) if results.study else []
-    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+    return {name: _lighter(COLOURS[i % len(COLOURS)], i // len(COLOURS)) for i, name in enumerate(names)}
+
+
+def _lighter(colour: str, steps: int) -> str:
+    """The colours of a second round are lighter."""
+    share = 0.6**steps
+    red, green, blue = (share * value + 1 - share for value in to_rgb(colour))
+    return to_hex((red, green, blue))
+
+
+def wrapped(name: str, width: int) -> str:
+    """A setting's path or a class's name in lines of about `width` characters, broken after a `.` or `_`."""
+    lines = [""]
+    for part in re.findall(r"[^._]*[._]?", name):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def panels(canvas: Canvas, count: int) -> list[Axes]:

@@ -13,14 +13,15 @@ SPACE = "space.yaml"
 
 
 def settings_files(results: Results) -> dict[str, str]:
-    """YAML by file name: the Experiment of each configuration, and a study's search space, with its number of trials.
+    """YAML by file name: the Experiment of each configuration, and a finished study's search space, with its number of
+    trials.
 
     `train`, `crossval`, `cascade` and `search` read them.
     """
     nested = results.kind == "nested study"  # its winners' settings stand in the inner studies
     entries = [] if nested else results.entries
     files = {file: _yaml(settings) for entry in entries for file, settings in _experiments(entry).values()}
-    if results.study:
+    if results.study and results.finished:
         space = results.study.about["space"]
         parameters = {path: _given(parameter) for path, parameter in space["parameters"].items()}
         studies = len(results.entries[0].summary["folds"]) if nested else 1
@@ -40,7 +41,7 @@ def commands(results: Results) -> dict[str, str]:
         return {"the nested study": _line("search", SPACE, "--nested", "--data", results.data_url, "--out", again)}
     found = {}
     outer = results.study.about.get("outer") if results.study else None
-    if results.study and outer is None:
+    if results.study and results.finished and outer is None:
         found["the whole study"] = _line("search", SPACE, "--data", results.data_url, "--out", again)
     for entry in results.entries:
         fold, folds = (outer or entry.about)["fold"], entry.about["folds"]

@@ -17,8 +17,10 @@ from braintum.reporting.figures import confusion, dice_by_class, fold_scores, tr
 from braintum.reporting.noise import lead_words, leads_table, optimism_table, outer_table, seeds_table
 from braintum.reporting.overlays import overlays
 from braintum.reporting.page import Section, render
+from braintum.reporting.parameter_figures import importance, parallel_coordinates, slices
 from braintum.reporting.results import Entry, Results, read_results
-from braintum.reporting.search_figures import parameter_effects, search_history
+from braintum.reporting.search_figures import pareto_fronts, search_history
+from braintum.reporting.timeline import timeline
 from braintum.reporting.writers import macros, to_csv, to_latex, to_markdown
 
 
@@ -28,7 +30,8 @@ def report(directory: str, out: str | None = None) -> str:
     `out` is a folder, `DIRECTORY/report` unless given; a report that is there is replaced. Beside the page: `tables/`
     (CSV, Markdown, LaTeX for booktabs), `macros.tex`, `figures/` (PNG), `settings/` and `space.yaml` (what the commands
     on the page read). Raises DataError for a directory without results and for a folder that cannot be written; nothing
-    is written before everything is drawn. Needs no dataset; without it the page has no pictures and says so.
+    is written before everything is drawn. Needs no dataset; without it the page has no pictures and says so. Of a study
+    that has not finished it shows what there is, and says so.
     """
     results = read_results(directory)
     out = storage.resolve(out or storage.join(directory, "report"))
@@ -58,10 +61,27 @@ def _files(results: Results) -> dict[str, bytes]:
 
 
 def _sections(results: Results) -> list[Section]:
+    sections = [] if results.finished else [Section("unfinished", "Not finished", _unfinished_words(results), [], [])]
+    if results.entries:
+        sections += _result_sections(results)
+    trials = tables.trials(results)
+    if trials:
+        figures = _present(search_history(results), timeline(results), importance(results), pareto_fronts(results))
+        figures += [*slices(results), *parallel_coordinates(results)]
+        sections.append(Section("search", "Search", _search_words(results), [trials], figures))
+    leaks = results.summary.get("leaks")
+    if leaks:
+        warning = tables.leak_words(leaks)
+        sections = [replace(section, tables=[replace(table, warning=warning) for table in section.tables])
+                    for section in sections]  # fmt: skip
+    return [section for section in sections if not section.empty]
+
+
+def _result_sections(results: Results) -> list[Section]:
     pictures, why_none = overlays(results)
     entries = results.entries
     found = (write(results) for write in (outer_table, optimism_table, comparison_table, leads_table, seeds_table))
-    sections = [
+    return [
         Section(
             "results",
             "Results",
@@ -80,16 +100,18 @@ def _sections(results: Results) -> list[Section]:
         Section("metrics", "Every metric", [], [tables.every_metric(entry) for entry in entries], []),
         Section("training", "Training", [], [], training_curves(results)),
     ]
-    trials = tables.trials(results)
-    if trials:
-        figures = _present(search_history(results), parameter_effects(results))
-        sections.append(Section("search", "Search", _search_words(results), [trials], figures))
-    leaks = results.summary.get("leaks")
-    if leaks:
-        warning = tables.leak_words(leaks)
-        sections = [replace(section, tables=[replace(table, warning=warning) for table in section.tables])
-                    for section in sections]  # fmt: skip
-    return [section for section in sections if not section.empty]
+
+
+def _unfinished_words(results: Results) -> list[str]:
+    """What there is of a study that runs, or was stopped, and how it goes on."""
+    assert results.study is not None
+    counts, trials = results.summary["trials"], results.study.trials
+    open_ = sum(trial.state == "open" for trial in trials)
+    words = f"This study has not finished: it runs, or it was stopped. {sum(counts.values())} trials have ended, "
+    words += f"{open_} {'has' if open_ == 1 else 'have'} begun and not ended. "
+    which = f"of {', '.join(entry.name for entry in results.entries)}" if results.entries else "of none yet"
+    words += f"There are cross-validated results {which}; all other scores are selection scores. "
+    return [words + "One that was stopped goes on with the command that began it, and --resume."]
 
 
 def _caveats(results: Results) -> list[str]:
@@ -135,7 +157,7 @@ def _search_words(results: Results) -> list[str]:
 def _render(results: Results, sections: list[Section], settings: dict[str, str]) -> str:
     return render(
         "report.html.j2",
-        kind=results.kind,
+        kind=results.kind if results.finished else f"{results.kind}, not finished",
         title=results.name,
         facts=_facts(results),
         sections=sections,
@@ -147,35 +169,44 @@ def _render(results: Results, sections: list[Section], settings: dict[str, str])
 
 def _facts(results: Results) -> dict[str, str]:
     """What the page says about itself at the top."""
-    entry, card = results.entries[0], _card(results)
+    card = _card(results)
     facts = {"data": f"{card.name if card else results.data_url}, digest {results.data_digest[:12]}"}
     if card:
         facts["in the data"] = _contents(card)
-    counts, cases = entry.summary["counts"], entry.summary["cases"]
-    with_tumour = "all" if counts["with_tumour"] == counts["slices"] else f"{counts['with_tumour']:,}"
-    facts["scored"] = f"{counts['slices']:,} slices, {with_tumour} with tumour"
-    if cases:
-        facts["scored"] += f", of {cases['cases']:,} cases"
-    facts["held out"] = _held_out(entry, card)
-    regions = _regions(results)
-    if regions:
-        facts["seen of a slice"] = regions
+    if results.entries:
+        facts |= _scored(results, card)
     if results.study and results.kind == "nested study":
-        facts["trials"] = f"{sum(results.summary['trials'].values())}, in {len(entry.summary['folds'])} studies"
+        folds = results.entries[0].summary["folds"]
+        facts["trials"] = f"{sum(results.summary['trials'].values())}, in {len(folds)} studies"
     elif results.study and results.study.trials:
         facts["trials"] = str(len(results.study.trials))
-    if entry.seeds > 1:
-        facts["seeds"] = str(entry.seeds)
+    if results.entries and results.entries[0].seeds > 1:
+        facts["seeds"] = str(results.entries[0].seeds)
     spent = {
         "run": "training time",
         "cross-validation": "training time, sum of folds",
-        "study": "time since the last start",
+        "study": "time since the last start" if results.finished else "from the first epoch to the last",
         "nested study": "time since the last start",
     }
     facts[spent[results.kind]] = _duration(results.summary["seconds"])
     if "versions" in results.summary:
         facts["trained with"] = ", ".join(f"{name} {number}" for name, number in results.summary["versions"].items())
-    facts["report made"] = f"{datetime.now(UTC):%Y-%m-%d} (UTC), by braintum {version('braintum')}"
+    made = "%Y-%m-%d" if results.finished else "%Y-%m-%d %H:%M"
+    facts["report made"] = f"{datetime.now(UTC):{made}} (UTC), by braintum {version('braintum')}"
+    return facts
+
+
+def _scored(results: Results, card: Card | None) -> dict[str, str]:
+    """On which slices the results were scored."""
+    entry = results.entries[0]
+    counts, cases = entry.summary["counts"], entry.summary["cases"]
+    with_tumour = "all" if counts["with_tumour"] == counts["slices"] else f"{counts['with_tumour']:,}"
+    scored = f"{counts['slices']:,} slices, {with_tumour} with tumour"
+    facts = {"scored": scored + (f", of {cases['cases']:,} cases" if cases else "")}
+    facts["held out"] = _held_out(entry, card)
+    regions = _regions(results)
+    if regions:
+        facts["seen of a slice"] = regions
     return facts
 
 

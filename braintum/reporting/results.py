@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count, takewhile
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
@@ -16,6 +17,10 @@ from braintum.data.schema import NAME, DataError
 from braintum.data.shards import filesystem
 from braintum.evaluation.seeds import Grid, grid, joined, place_of
 from braintum.evaluation.summary import summarise
+from braintum.tuning.front import RULE, chosen_trials, pareto
+from braintum.tuning.importance import importances
+from braintum.tuning.records import HISTORY_COLUMNS, SPEC, counts, trials_and_history
+from braintum.tuning.storage import FILE, studies_at
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial of a study. `score` is a selection score: it chose, it is no result. `epochs`: over all its folds."""
+    """One trial of a study. `score` is a selection score: it chose, it is no result. `epochs`: over all its folds.
+
+    `metrics`: selection metrics and costs of one that finished all folds. `placed`: when it was, wall-clock seconds.
+    """
 
     number: int
     architecture: str
@@ -58,6 +66,9 @@ class Trial:
     epochs: int
     seconds: float | None
     params: dict[str, Any]
+    study: str
+    metrics: dict[str, float]
+    placed: tuple[float, ...]
 
     @property
     def name(self) -> str:
@@ -67,7 +78,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Study:
-    """A search: `history` has a row per trial and epoch (columns run, architecture, epoch, score, ...)."""
+    """A search: `history` has a row per trial and epoch (columns run, architecture, epoch, score, began, ended ...)."""
 
     about: dict[str, Any]
     trials: list[Trial]
@@ -79,9 +90,11 @@ Kind = Literal["run", "cross-validation", "study", "nested study"]
 
 @dataclass(frozen=True)
 class Results:
-    """A result directory. `summary` is its summary.json, `entries` (one or more) stand best first.
+    """A result directory. `summary` is its summary.json, `entries` stand best first.
 
-    The `study` of a nested one has no trials: they are those of its inner studies, each a directory of its own.
+    There is one entry or more, but of a study that has not `finished`: that has the winners that are known and were
+    cross-validated, and a summary of what there is. The `study` of a nested one has no trials: they are those of its
+    inner studies, each a directory of its own.
     """
 
     url: str
@@ -91,6 +104,7 @@ class Results:
     summary: dict[str, Any]
     entries: list[Entry]
     study: Study | None
+    finished: bool = True
 
     @property
     def name(self) -> str:
@@ -98,15 +112,18 @@ class Results:
 
 
 def read_results(url: str) -> Results:
-    """Reads a result directory at any fsspec URL. Raises DataError: none there, unfinished or damaged."""
+    """Reads a result directory at any fsspec URL. Raises DataError: none there, damaged, or an unfinished training."""
     filesystem(url)  # refuses an unknown protocol
     url = storage.resolve(url)
     is_study = storage.exists(storage.join(url, "study.json"))
     if not is_study and not storage.exists(storage.join(url, "experiment.json")):
         raise DataError(f"{url}: no experiment.json or study.json; give the --out of train, crossval or search")
-    if not storage.exists(storage.join(url, "summary.json")):
+    finished = storage.exists(storage.join(url, "summary.json"))
+    if is_study:
+        return _read_study(url) if finished else _read_unfinished(url)
+    if not finished:
         raise DataError(f"{url}: not finished, there is no summary.json; go on with --resume, then report")
-    return _read_study(url) if is_study else _read_training(url)
+    return _read_training(url)
 
 
 def mean_of(over_folds: Mapping[str, Any], metric: str) -> float | None:
@@ -129,7 +146,7 @@ def _read_training(url: str) -> Results:
 
 
 def _read_study(url: str) -> Results:
-    about = _read_record(url, "study.json", "space.name", "space.parameters", "space.scheduler", *_DATA)
+    about = _read_record(url, "study.json", *_SPACE, *_DATA)
     if about.get("nested") is not None:
         return _read_nested(url, about)
     summary = _read_record(url, "summary.json", "best", "busy_share", "resources", "seconds", *_COUNTS)
@@ -138,12 +155,9 @@ def _read_study(url: str) -> Results:
         _read_seeds(storage.join(url, "crossval", architecture), architecture, best["seeds"]["n"])
         for architecture, best in summary["best"].items()
     ]
-    trials = [
-        Trial(**{**row, "params": json.loads(row["params"])})
-        for row in _read_table(url, "trials.parquet", *_TRIAL_COLUMNS).select(_TRIAL_COLUMNS).to_pylist()
-    ]
-    study = Study(about, trials, _read_table(url, "history.parquet", "run", "epoch", "score"))
-    return Results(url, "study", about["data"]["url"], about["data"]["digest"], summary, _ranked(entries), study)
+    trials = _read_table(url, "trials.parquet", *_TRIAL_COLUMNS).to_pylist()
+    study = Study(about, _trials(trials), _read_table(url, "history.parquet", "run", "epoch", "score"))
+    return _results(url, summary, entries, study)
 
 
 def _read_nested(url: str, about: dict[str, Any]) -> Results:
@@ -160,17 +174,87 @@ def _read_nested(url: str, about: dict[str, Any]) -> Results:
             for table in ("predictions", "history")
         )
         entries.append(Entry(name, parts[0].about, predictions, history, summarise(predictions)))
-    study = Study(about, [], pa.table({}))
-    return Results(url, "nested study", about["data"]["url"], about["data"]["digest"], summary, _ranked(entries), study)
+    return _results(url, summary, entries, Study(about, [], pa.table({})), kind="nested study")
 
 
-def _ranked(entries: list[Entry]) -> list[Entry]:
-    return sorted(entries, key=lambda entry: standing(entry.summary["over_folds"]))
+def _read_unfinished(url: str) -> Results:
+    """What Optuna's storage and the trials' directories hold of a study that runs, or was stopped."""
+    about = _read_record(url, "study.json", *_SPACE, *_DATA)
+    if about.get("nested") is not None:
+        raise DataError(f"{url}: a nested study that is not finished; go on with --resume, or report its outer-<fold>")
+    place, objectives = storage.join(url, FILE), about["space"].get("objectives", ())
+    try:
+        with studies_at(place) as studies:
+            trials, history = trials_and_history(studies, url)
+            best, importance = chosen_trials(objectives, studies, trials), importances(studies)
+    except FileNotFoundError:
+        raise DataError(f"{place}: not there, so the study had not begun, or keeps its trials elsewhere") from None
+    except ValueError as error:
+        raise DataError(f"{error}; there is nothing to report") from None
+    entries = []
+    for name in about["space"]["architectures"]:
+        part = storage.join(url, "crossval", name)
+        seeds = _finished_seeds(part)
+        if seeds:
+            entry = _read_seeds(part, name, seeds)
+            winner = json.loads(best[name].user_attrs[SPEC])["experiment"] if name in best else None
+            if not about["space"]["parameters"] or _same_but_seed(entry.about["experiment"], winner):
+                entries.append(entry)
+    times = [(row["began"], row["ended"]) for row in history]
+    summary = {
+        "trials": counts(trials),
+        "failed": {},
+        "busy_share": None,
+        "seconds": max(ended for _, ended in times) - min(began for began, _ in times) if times else 0.0,
+        "importance": importance,
+        **({"pareto": pareto(objectives, trials), "chosen_by": RULE} if objectives else {}),
+    }
+    rows = pa.Table.from_pylist(history) if history else pa.table({name: [] for name in HISTORY_COLUMNS})
+    return _results(url, summary, entries, Study(about, _trials(trials), rows), finished=False)
+
+
+def _results(
+    url: str,
+    summary: dict[str, Any],
+    entries: list[Entry],
+    study: Study,
+    *,
+    kind: Kind = "study",
+    finished: bool = True,
+) -> Results:
+    ranked = sorted(entries, key=lambda entry: standing(entry.summary["over_folds"]))
+    data = study.about["data"]
+    return Results(url, kind, data["url"], data["digest"], summary, ranked, study, finished)
+
+
+def _finished_seeds(url: str) -> int:
+    """With how many seeds, from the first on, a winner has been cross-validated."""
+    places = (place_of(url, number) for number in count(1))
+    return sum(1 for _ in takewhile(lambda place: storage.exists(storage.join(place, "summary.json")), places))
+
+
+def _same_but_seed(a: dict[str, Any], b: dict[str, Any] | None) -> bool:
+    """Whether a cross-validation is of these settings: it has a seed of its own."""
+    seeds = [{**of, "training": {**of["training"], "seed": None}} for of in (a, b) if of is not None]
+    return len(seeds) == 2 and seeds[0] == seeds[1]
+
+
+def _trials(rows: list[dict[str, Any]]) -> list[Trial]:
+    return [
+        Trial(
+            **{name: row[name] for name in _TRIAL_COLUMNS if name != "params"},
+            params=json.loads(row["params"]),
+            metrics=json.loads(row.get("metrics") or "{}"),  # studies of earlier versions have neither
+            placed=tuple(row.get("placed") or ()),
+        )
+        for row in rows
+    ]
 
 
 _DATA = ("data.url", "data.digest")
 _COUNTS = ("trials.complete", "trials.pruned", "trials.failed")
-_TRIAL_COLUMNS = ["number", "architecture", "state", "score", "folds_done", "epochs", "seconds", "params"]
+_SPACE = ("space.name", "space.architectures", "space.parameters", "space.scheduler")
+_TRIAL_COLUMNS = ("study", "number", "architecture", "state", "score", "folds_done", "epochs", "seconds", "params")
 _PREDICTION_COLUMNS = (
     "fold", "slice_id", "case_id", "group", "label", "predicted", "has_tumour", "dice", "iou", "pixel_accuracy",
     "hd", "hd95", "hd_unit", "false_mask", "both_right", "mask_png",

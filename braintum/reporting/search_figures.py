@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from braintum.reporting.canvas import Figure, colour_of, draw, panels
+from braintum.reporting.canvas import INK, MUTED, Figure, colour_of, draw, panels
 from braintum.reporting.results import Results, Trial
+from braintum.reporting.tables import LABELS
+
+MOST_LABELS = 12
+"""Points on a front that are labelled with their trials' numbers."""
 
 
 def search_history(results: Results) -> Figure | None:
@@ -57,55 +62,66 @@ def search_history(results: Results) -> Figure | None:
     return draw("search_history", "Scores of the trials", note, (8.6, 3.3), paint)
 
 
-def parameter_effects(results: Results) -> Figure | None:
-    """Selection score against each searched setting."""
-    study = results.study
-    if study is None:
+def pareto_fronts(results: Results) -> Figure | None:
+    """The trials that finished all folds by each pair of objectives, and those on the Pareto front."""
+    study, fronts = results.study, results.summary.get("pareto")
+    if study is None or not fronts:
         return None
-    scored = [t for t in study.trials if t.score is not None]
-    paths = [
-        p for p in sorted({p for t in scored for p in t.params}) if len({str(t.params.get(p)) for t in scored}) > 1
-    ]
-    if not paths:
-        return None
-    columns, colours = min(4, len(paths)), colour_of(results)
+    objectives = {name: [o for o in front[0] if o not in ("trial", "chosen")] for name, front in fronts.items()}
+    pairs = {name: list(combinations(known, 2)) for name, known in objectives.items()}
+    across = max(map(len, pairs.values()))
+    colours = colour_of(results)
 
     def paint(canvas: Canvas) -> None:
-        grid = canvas.subplots(math.ceil(len(paths) / columns), columns, sharey=True, squeeze=False)
-        for axes, path in zip(grid.flat, paths, strict=False):
-            _scatter(axes, path, [t for t in scored if path in t.params], colours)
-        for row in grid:
-            row[0].set_ylabel("selection score")
-        for axes in grid.flat[len(paths) :]:
-            axes.set_visible(False)
-        for architecture in dict.fromkeys(t.architecture for t in scored):
-            grid[0, 0].plot([], [], "s", color=colours[architecture], label=architecture)
-        canvas.legend(loc="outside upper left", ncols=4, handletextpad=0.2)
+        grid = canvas.subplots(len(fronts), across, squeeze=False)
+        for line, (name, front) in zip(grid, fronts.items(), strict=True):
+            finished = [t for t in study.trials if t.architecture == name and t.metrics]
+            chosen = next(point["trial"] for point in front if point["chosen"])
+            winner = next(t for t in finished if t.number == chosen)
+            for axes, pair in zip(line, pairs[name], strict=False):
+                _front(axes, pair, finished, front, winner, colours[name])
+                axes.set_title(name)
+            for axes in line[len(pairs[name]) :]:
+                axes.set_visible(False)
+        handles = [
+            Line2D([], [], ls="", marker="o", mfc="none", mec=MUTED, label="finished all folds"),
+            Line2D([], [], ls="-", marker="o", color=MUTED, label="on the Pareto front"),
+            Line2D([], [], ls="", marker="*", ms=10, color=INK, label="chosen"),
+        ]
+        canvas.legend(handles=handles, loc="outside upper left", ncols=3, handletextpad=0.4)
 
-    note = "A dot is a trial: filled if it finished all folds, hollow if stopped early, at the score it had."
-    size = (2.3 * columns + 0.4, 2.1 * math.ceil(len(paths) / columns) + 0.3)
-    return draw("parameters", "Settings tried", note, size, paint)
+    note = (
+        "Selection metrics, means over folds, choose, and are no results; costs are of one slice at a time. Numbers "
+        f"are trials. Chosen: {results.summary['chosen_by']}."
+    )
+    size = (max(3.4 * across, 5.4), 2.7 * len(fronts) + 0.4)
+    return draw("pareto", "Pareto front", note, size, paint)
 
 
-def _scatter(axes: Axes, path: str, trials: Sequence[Trial], colours: dict[str, str]) -> None:
-    values = [t.params[path] for t in trials]
-    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    names = sorted({str(v) for v in values})
-    for trial, value in zip(trials, values, strict=True):
-        colour = colours[trial.architecture]
-        face = colour if trial.state == "complete" else "none"
-        x = value if numeric else names.index(str(value))
-        assert trial.score is not None  # only scored trials are shown
-        axes.plot(x, trial.score, "o", ms=4.5, mec=colour, mfc=face, mew=1, alpha=0.85)
-    if not numeric:
-        axes.set_xticks(range(len(names)), names)
-        axes.set_xlim(-0.5, len(names) - 0.5)
-    elif min(values) > 0 and max(values) / min(values) > 20:
-        axes.set_xscale("log")
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(3))
-    axes.set_title(path)
-    axes.grid(axis="y")
+def _front(
+    axes: Axes, pair: tuple[str, str], finished: Sequence[Trial], front: Sequence[Mapping[str, float]], winner: Trial,
+    colour: str,
+) -> None:  # fmt: skip
+    x, y = pair
+    dots = [(t.metrics[x], t.metrics[y]) for t in finished if x in t.metrics and y in t.metrics]
+    axes.plot(*zip(*dots, strict=True), "o", ms=4.5, mfc="none", mec=colour, alpha=0.6)
+    on_it = sorted((point[x], point[y], point["trial"]) for point in front)
+    axes.plot([a for a, _, _ in on_it], [b for _, b, _ in on_it], "o-" if len(front[0]) == 4 else "o", ms=5.5, lw=1,
+              color=colour)  # fmt: skip
+    if len(on_it) <= MOST_LABELS:
+        for i, (a, b, trial) in enumerate(on_it):
+            axes.annotate(f"{trial:g}", (a, b), xytext=(5, 4 if i % 2 else -9), textcoords="offset points", size=7.5,
+                          color=INK)  # fmt: skip
+    axes.plot(winner.metrics[x], winner.metrics[y], "*", ms=10, color=INK)
+    axes.set(xlabel=_objective(x), ylabel=_objective(y))
+    axes.grid()
+    axes.margins(0.12)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def _objective(name: str) -> str:
+    costs = {"latency": "seconds a slice", "parameters": "parameters", "energy": "joules a slice"}
+    return costs.get(name, f"{LABELS.get(name, name)} (selection)")
 
 
 def _running_best(trials: Sequence[Trial]) -> list[tuple[int, float]]:

@@ -1,4 +1,4 @@
-"""TensorBoard's events of a run, in a folder at any URL."""
+"""TensorBoard's events of a training, in a folder at any URL."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from braintum import storage
 
@@ -31,13 +32,29 @@ class Events:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._writer.close()
         if self._folder is not None:
             self._folder.cleanup()
 
     def write(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        self.add(epoch, metrics)
+        self.put()
+
+    def add(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Without `put` it stands nowhere yet."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, global_step=epoch)
+
+    def add_settings(self, settings: Mapping[str, Any], metric: str) -> None:
+        """What TensorBoard's table of hyperparameters shows of a training, beside its last value of `metric`."""
+        plain = {name: value if type(value) in (int, float) else str(value) for name, value in settings.items()}
+        for summary in hparams(plain, {metric: None}):
+            self._writer._get_file_writer().add_summary(summary)
+
+    def put(self) -> None:
         self._writer.flush()
         if self._folder is not None:
             for file in Path(self._folder.name).iterdir():

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+LIVING = ("waiting", "training")
+ROW_SECONDS, SUMMARY_SECONDS = 10.0, 60.0
+"""Without a terminal: the least time between two lines of one row's epochs, and between two of them all."""
+WIDE = 100
+"""Columns from which on a table shows all that is known."""
 
 
 @dataclass
@@ -32,30 +39,41 @@ class Row:
     """Finished epochs when this training began or went on; known with its first epoch."""
     reached: float = 0.0
     """When its last epoch ended."""
+    took: float | None = None
+    """Seconds from its start here to its end, where it was trained here."""
+
+    @property
+    def trained(self) -> float:
+        """The costs of the epochs that were trained here."""
+        return 0.0 if self.began_at is None else sum(self.epoch_costs[self.began_at : self.epoch])
 
     @property
     def seconds_left(self) -> float | None:
         """At the pace of the epochs that were trained here."""
         if self.state != "training" or self.began_at is None:
             return None
-        pace = (self.reached - self.started) / sum(self.epoch_costs[self.began_at : self.epoch])
+        pace = (self.reached - self.started) / self.trained
         return max(0.0, pace * sum(self.epoch_costs[self.epoch :]) - (time.monotonic() - self.reached))
 
 
 class Progress:
     """Shows rows of runs or trials; `with Progress("search"): …`. Quiet prints nothing.
 
-    In a terminal the table is redrawn in place; without one, each new epoch-mile, start and end is one line on stderr.
+    In a terminal the table is redrawn in place; without one, each start and end is one line on stderr, and epochs and
+    the whole are lines now and then. `score`: what the rows' scores are called.
     """
 
-    def __init__(self, title: str, *, quiet: bool = False) -> None:
-        self.title, self.quiet = title, quiet
+    def __init__(self, title: str, *, score: str = "score", quiet: bool = False) -> None:
+        self.title, self.quiet, self._score = title, quiet, score
         self._expected = 0
         self.rows: dict[str, Row] = {}
+        self._earlier: Counter[str] = Counter()
+        self._best: dict[str, tuple[float, str]] = {}
+        self._note = ""
         self._console = Console(stderr=True, markup=False, emoji=False)  # brackets in a name are the name
         self._live: Live | None = None
         self._printed: dict[str, float] = {}
-        self._started = time.monotonic()
+        self._started = self._summed_up = time.monotonic()
 
     def __enter__(self) -> Self:
         if not self.quiet and self._console.is_terminal:
@@ -73,6 +91,19 @@ class Progress:
     def expect(self, rows: int) -> None:
         """So many more rows will come, for the heading's count."""
         self._expected += rows
+
+    def earlier(self, ended: Mapping[str, int]) -> None:
+        """So many, by state, had ended before this start."""
+        self._earlier.update(ended)
+
+    def best(self, what: str, score: float, name: str) -> None:
+        """A finished row's score; the best of each `what` is shown."""
+        if what not in self._best or score > self._best[what][0]:
+            self._best[what] = score, name
+
+    def note(self, text: str) -> None:
+        """A line that is shown until another one takes its place, such as what was spent of a budget."""
+        self._note = text
 
     def update(
         self,
@@ -94,6 +125,8 @@ class Progress:
         changed = state is not None and state != row.state
         if changed and state == "training":
             row.started, row.began_at = time.monotonic(), None
+        if changed and state not in LIVING and row.state == "training":
+            row.took = time.monotonic() - row.started
         if epoch and epoch != row.epoch:
             row.reached = time.monotonic()
             row.began_at = epoch - 1 if row.began_at is None else row.began_at
@@ -112,50 +145,96 @@ class Progress:
         if not self.quiet:
             self._console.print(text, highlight=False, soft_wrap=True)
 
+    @property
+    def seconds_left(self) -> float | None:
+        """Until all expected rows have ended; None while none has ended here.
+
+        As if those to come took as long on average as those that ended, and as many trained at a time as do now.
+        """
+        rows = list(self.rows.values())  # other threads add some meanwhile
+        ended = [(row.took, row.trained) for row in rows if row.took is not None]
+        training = [row for row in rows if row.state == "training"]
+        if not ended or not training:
+            return None
+        seconds, costs = sum(took for took, _ in ended), sum(trained for _, trained in ended)
+        mean, now = seconds / len(ended), time.monotonic()
+        left: list[float] = []
+        for row in training:
+            usual = mean - (now - row.started)  # less than to its last epoch: some are stopped early
+            known = [row.seconds_left] if row.seconds_left is not None else []
+            left.append(min([*known, *([usual] if usual > 0 else [])], default=0.0))
+        total = sum(left) + max(0, self._expected - len(rows)) * mean
+        if costs:  # those that wait by name train to their end
+            total += sum(seconds / costs * sum(row.epoch_costs) for row in rows if row.state == "waiting")
+        return max(total / len(training), *left)
+
+    def _summary(self) -> list[str]:
+        """How many are in which state, the time, the best so far, and the note."""
+        rows = list(self.rows.values())
+        states = Counter(row.state for row in rows) + self._earlier
+        of = max(self._expected, len(rows)) + self._earlier.total()
+        done = sum(count for state, count in states.items() if state not in LIVING)
+        left, elapsed = self.seconds_left, _duration(time.monotonic() - self._started)
+        times = elapsed if left is None else f"{elapsed}, about {_duration(left)} left"
+        counts = (f"{states[state]} {state}" for state in _COLOURS if states[state])
+        lines = [" · ".join([self.title, f"{done}/{of} done", times, *counts])]
+        if self._best:
+            bests = (f"{what} {score:.3f} ({name})" for what, (score, name) in list(self._best.items()))
+            lines.append(f"best {self._score}: {', '.join(bests)}")
+        return [*lines, *([self._note] if self._note else [])]
+
     def _print_line(self, row: Row, changed: bool) -> None:
-        last = self._printed.get(row.name, 0.0)
-        if not changed and time.monotonic() - last < 10:
+        now = time.monotonic()
+        living = sum(each.state == "training" for each in list(self.rows.values()))
+        if not changed and now - self._printed.get(row.name, 0.0) < ROW_SECONDS * max(1, living // 4):
             return
-        self._printed[row.name] = time.monotonic()
-        score = "" if row.score is None else f"  score {row.score:.3f}"
+        self._printed[row.name] = now
+        score = "" if row.score is None else f"  {self._score} {row.score:.3f}"
         speed = "" if row.slices_per_second is None else f"  {row.slices_per_second:.0f} slices/s"
         fold = f"  fold {row.fold}" if row.fold else ""
         at = f"  epoch {row.epoch}/{len(row.epoch_costs)}" if row.epoch_costs else ""
         print(f"{self.title}  {row.name}  {row.what}  {row.state}{fold}{at}{score}{speed}", file=sys.stderr, flush=True)
+        if now - self._summed_up >= SUMMARY_SECONDS:
+            self._summed_up = now
+            print("\n".join(self._summary()), file=sys.stderr, flush=True)
 
-    def _render(self) -> Table:
-        elapsed = time.monotonic() - self._started
-        done = sum(row.state not in ("waiting", "training") for row in list(self.rows.values()))
-        of = max(self._expected, len(self.rows))
-        table = Table(title=f"{self.title} · {done}/{of} done · {_duration(elapsed)}", title_justify="left", box=None)
-        for heading in ("run", "architecture", "state"):
-            table.add_column(heading)
-        for heading in ("fold", "epoch", "score", "slices/s", "left"):
-            table.add_column(heading, justify="right")
-        for row in self._visible():
+    def _render(self) -> Group:
+        rows = self._visible()
+        wide = self._console.width >= WIDE
+        table = Table(box=None, pad_edge=False)
+        table.add_column("run", no_wrap=True)
+        shows_what = wide and any(not row.name.startswith(row.what) for row in rows)
+        if shows_what:
+            table.add_column("architecture", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        for heading in ("fold", "epoch", self._score, *(["slices/s"] if wide else []), "left"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in rows:
+            speed = "" if row.slices_per_second is None else f"{row.slices_per_second:.0f}"
             table.add_row(
                 row.name,
-                row.what,
+                *([row.what] if shows_what else []),
                 Text(row.state, _COLOURS.get(row.state, "default")),
                 row.fold,
                 f"{row.epoch}/{len(row.epoch_costs)}" if row.epoch_costs else "",
                 "" if row.score is None else f"{row.score:.3f}",
-                "" if row.slices_per_second is None else f"{row.slices_per_second:.0f}",
+                *([speed] if wide else []),
                 "" if row.seconds_left is None else _duration(row.seconds_left),
             )
-        return table
+        first, *more = self._summary()
+        return Group(Text(first, "bold"), *map(Text, more), table)
 
     def _visible(self) -> list[Row]:
         """All living rows and, as far as the window allows, the best of those that ended."""
-        rows = list(self.rows.values())  # other threads add some meanwhile
-        living = [row for row in rows if row.state in ("waiting", "training")]
-        ended = [row for row in rows if row.state not in ("waiting", "training")]
-        room = max(self._console.height - 6 - len(living), 3)
+        rows = list(self.rows.values())
+        living = [row for row in rows if row.state in LIVING]
+        ended = [row for row in rows if row.state not in LIVING]
+        room = max(self._console.height - 8 - len(living), 3)
         best = sorted(ended, key=lambda row: -(row.score if row.score is not None else -1.0))[:room]
         return best + living
 
 
-_COLOURS = {"training": "cyan", "complete": "green", "pruned": "yellow", "failed": "red", "waiting": "dim"}
+_COLOURS = {"complete": "green", "pruned": "yellow", "failed": "red", "training": "cyan", "waiting": "dim"}
 
 
 def _duration(seconds: float) -> str:

@@ -188,7 +188,7 @@ def train_on_workers(
         ),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         run_config=RunConfig(
-            name="train",
+            name="-".join([experiment.model.name, *(["fold", spec.fold] if spec.fold else [])]),  # in Ray's dashboard
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),

@@ -1,18 +1,19 @@
-"""Several objectives: the Pareto front of an architecture's trials, and the one that is chosen on it."""
+"""Several objectives: the Pareto front of an architecture's trials, and the one that is chosen on it.
+
+Needs neither torch nor Ray, so that reports may show it.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ray
-import torch
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
 
-from braintum.settings import ConfigError
-from braintum.training.energy import EnergyCounter, EnergyUnknown
-from braintum.tuning.slots import Slots
-from braintum.tuning.space import COSTS, SearchSpace
-
-Records = list[dict[str, Any]]
+from braintum.tuning.parts import COSTS
+from braintum.tuning.records import SPEC, Records, best_trials
 
 RULE = (
     "the trial of the Pareto front that is nearest to the best value of every objective, each in units of its range "
@@ -20,21 +21,39 @@ RULE = (
 )
 
 
-def pareto(space: SearchSpace, trials: Records, history: Records) -> dict[str, Records]:
-    """The Pareto front of each architecture that has two or more of the space's objectives: `trial` and its values.
+def pareto(objectives: Sequence[str], trials: Records) -> dict[str, Records]:
+    """The Pareto front of each architecture that has two or more of the objectives: `trial` and its values.
 
     Of the trials that finished all folds, those that no other beats in one objective without being worse in another.
-    Metrics are selection metrics, means over folds, by the weights that each fold kept; costs were measured once. The
-    chosen one (`RULE`; of equal ones the first) has `chosen`: True.
+    `trials`: rows of `trials.parquet`, with the objectives in `metrics`. The chosen one (`RULE`; of equal ones the
+    first) has `chosen`: True.
     """
     fronts = {}
-    for name in space.architectures:
-        points = _points(space, name, trials, history)
+    for name in dict.fromkeys(trial["architecture"] for trial in trials):
+        points = []
+        for trial in trials:
+            if trial["architecture"] == name and trial["state"] == "complete":
+                metrics = json.loads(trial["metrics"])
+                points.append({"trial": trial["number"], **{o: metrics[o] for o in objectives if o in metrics}})
         if points and len(points[0]) > 2:
             front = [point for point in points if not any(_beats(other, point) for other in points)]
             chosen = knee(front, points)
             fronts[name] = [{**point, "chosen": point is chosen} for point in front]
     return fronts
+
+
+def chosen_trials(objectives: Sequence[str], studies: Mapping[str, Study], trials: Records) -> dict[str, FrozenTrial]:
+    """The complete trial that is chosen, of each architecture that has one: on its Pareto front, or by its score."""
+    best = best_trials(studies)
+    for name, front in pareto(objectives, trials).items():
+        number = next(point["trial"] for point in front if point["chosen"])
+        best[name] = next(
+            trial
+            for study in studies.values()
+            for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+            if trial.number == number and json.loads(trial.user_attrs[SPEC])["architecture"] == name
+        )
+    return best
 
 
 def knee(front: Records, points: Records) -> dict[str, Any]:
@@ -47,40 +66,6 @@ def knee(front: Records, points: Records) -> dict[str, Any]:
         return sum(((best[o] - _gain(o, point)) / spread[o]) ** 2 for o in objectives if spread[o] > 0)
 
     return min(front, key=distance)
-
-
-def refuse_unmeasurable(space: SearchSpace, slots: Slots) -> None:
-    """Raises ConfigError where a trial's device does not report an objective."""
-    if "energy" not in space.objectives:
-        return
-    task = ray.remote(num_cpus=slots.per_worker["CPU"], num_gpus=slots.per_worker.get("GPU", 0))(_why_unknown)
-    reason = ray.get(task.remote("GPU" in slots.per_worker))
-    if reason:
-        raise ConfigError(f"objectives: energy: {reason}; leave it out, or search where GPUs report it")
-
-
-def _why_unknown(on_gpu: bool) -> str | None:
-    try:
-        EnergyCounter(torch.device("cuda" if on_gpu else "cpu"))
-    except EnergyUnknown as error:
-        return str(error)
-    return None
-
-
-def _points(space: SearchSpace, architecture: str, trials: Records, history: Records) -> Records:
-    """`trial` and the objectives that the architecture has, of each complete trial."""
-    points = []
-    for trial in trials:
-        if trial["architecture"] != architecture or trial["state"] != "complete":
-            continue
-        rows = [row for row in history if row["run"] == f"{architecture}-{trial['number']}"]
-        last = {row["fold"]: row["kept_epoch"] for row in rows}
-        kept = [row for row in rows if row["epoch_in_fold"] == last[row["fold"]]]
-        known = [m for m in space.objectives if all(f"selection_{m}" in row for row in kept)]
-        means = {metric: sum(row[f"selection_{metric}"] for row in kept) / len(kept) for metric in known}
-        costs = {cost: rows[-1][cost] for cost in space.objectives if cost in COSTS}
-        points.append({"trial": trial["number"], **means, **costs})
-    return points
 
 
 def _gain(objective: str, point: dict[str, Any]) -> float:

@@ -8,6 +8,10 @@ from pydantic import Field, model_validator
 
 from braintum.settings import Part, PartWithOptions
 
+COSTS = ("latency", "parameters", "energy")
+"""What a prediction costs, all the better the smaller, and known when a trial ends: seconds a slice, their number, and
+joules a slice. See `braintum/training/costs.py`."""
+
 
 class Resources(Part):
     """What a trial takes and how many run at a time; `auto` looks at the cluster when the study starts."""

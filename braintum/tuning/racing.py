@@ -31,7 +31,8 @@ from braintum.data.table import SliceTable
 from braintum.evaluation.metrics import FloatArray
 from braintum.evaluation.statistics import p_behind
 from braintum.settings import ConfigError
-from braintum.tuning.trial import HISTORY, FoldShares, TrialSpec, read_shares
+from braintum.tuning.records import HISTORY
+from braintum.tuning.trial import FoldShares, TrialSpec, read_shares
 
 
 @dataclass(frozen=True)

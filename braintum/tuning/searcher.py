@@ -23,14 +23,11 @@ from ray.tune.search import Searcher
 
 from braintum.tuning.parts import Sampler
 from braintum.tuning.racing import Race
+from braintum.tuning.records import LOST, PLACED, SPEC
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.trial import TrialSpec, reason_of_failure
 
 STEPS = "epoch"
-SPEC = "spec"
-"""Optuna's user attribute that holds a trial's TrialSpec."""
-LOST = "lost"
-"""Optuna's user attribute of a trial that racing stopped: the fields of `Lost`."""
 
 
 def seed_of(*parts: object) -> int:
@@ -79,12 +76,12 @@ class OptunaSearcher(Searcher):
         """A TrialSpec and when it was asked for: Tune asks when there is a slot, and places it at once."""
         if self._unfinished:
             self._running[trial_id] = trial = self._unfinished.pop(0)
-            return {"trial": json.loads(trial.user_attrs[SPEC]), "placed": time.time()}
+            return self._placed(trial, json.loads(trial.user_attrs[SPEC]))
         name = self._next_study()
         if name is None:
             return cast(None, Searcher.FINISHED)  # a string, against the declared type
         self._running[trial_id], spec = self._ask(name)
-        return {"trial": asdict(spec), "placed": time.time()}
+        return self._placed(self._running[trial_id], asdict(spec))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if "diverged" not in result:
@@ -118,6 +115,12 @@ class OptunaSearcher(Searcher):
         known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
         if result[STEPS] not in known:
             trial.report(result["score"], result[STEPS])
+
+    def _placed(self, trial: optuna.trial.Trial, spec: dict[str, Any]) -> dict[str, Any]:
+        """What Tune hands to the trial: `params`, the values that were chosen, are for whoever shows them."""
+        now = time.time()
+        trial.set_user_attr(PLACED, [*trial.user_attrs.get(PLACED, []), now])
+        return {"trial": spec, "params": trial.params, "placed": now}
 
     def _next_study(self) -> str | None:
         """The study that is furthest behind its share of trials; None when all have theirs."""

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 import optuna
 import ray
+import torch
 
 from braintum.connect import connect
 from braintum.data.audit import refuse_leaks, whole_view
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
+from braintum.settings import ConfigError
+from braintum.training.energy import EnergyCounter, EnergyUnknown
 from braintum.training.progress import Progress
-from braintum.tuning.front import refuse_unmeasurable
 from braintum.tuning.slots import Slots
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.views import view, views_of
@@ -45,3 +47,21 @@ def share(space: SearchSpace, data_url: str, *, allow_leak: bool, progress: Prog
     whole = whole_view(views.values())
     leaks = refuse_leaks(ray.get(tables.get(view(whole)) or share_table(data_url, whole)), allow=allow_leak)
     return Shared(data_url, tables, slots, leaks)
+
+
+def refuse_unmeasurable(space: SearchSpace, slots: Slots) -> None:
+    """Raises ConfigError where a trial's device does not report an objective."""
+    if "energy" not in space.objectives:
+        return
+    task = ray.remote(num_cpus=slots.per_worker["CPU"], num_gpus=slots.per_worker.get("GPU", 0))(_why_unknown)
+    reason = ray.get(task.remote("GPU" in slots.per_worker))
+    if reason:
+        raise ConfigError(f"objectives: energy: {reason}; leave it out, or search where GPUs report it")
+
+
+def _why_unknown(on_gpu: bool) -> str | None:
+    try:
+        EnergyCounter(torch.device("cuda" if on_gpu else "cpu"))
+    except EnergyUnknown as error:
+        return str(error)
+    return None

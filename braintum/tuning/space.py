@@ -22,7 +22,7 @@ from braintum.config import Experiment, merge, parse_settings, read_settings
 from braintum.models.registry import architectures
 from braintum.settings import ConfigError, Part, Where, one_line, parse_yaml
 from braintum.tuning.parameter import Parameter, Scalar, holds
-from braintum.tuning.parts import Racing, Resources, Sampler, Scheduler
+from braintum.tuning.parts import COSTS, Racing, Resources, Sampler, Scheduler
 
 if TYPE_CHECKING:
     import optuna
@@ -41,9 +41,6 @@ METRIC_TASK = {
     "macro_f1": "classification",
 }
 """The metrics that are known after every epoch, all the better the larger, and the task each belongs to."""
-COSTS = ("latency", "parameters", "energy")
-"""What a prediction costs, all the better the smaller, and known when a trial ends: seconds a slice, their number, and
-joules a slice. See `braintum/training/costs.py`."""
 
 
 def _by_name(names: Any) -> Any:

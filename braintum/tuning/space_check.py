@@ -24,7 +24,8 @@ TASKS = ("segmentation", "classification", "both")
 
 def check(space: SearchSpace) -> None:
     """Raises ConfigError, one line, for the first thing in the space that cannot be used."""
-    from braintum.tuning.space import ARCHITECTURE, COSTS, METRIC_TASK
+    from braintum.tuning.parts import COSTS
+    from braintum.tuning.space import ARCHITECTURE, METRIC_TASK
 
     if space.parameters and not space.joint and space.trials < len(space.architectures):
         raise ConfigError(

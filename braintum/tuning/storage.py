@@ -1,4 +1,7 @@
-"""Optuna's storage of a study: a SQLite file, on local disk even where the study's directory is not."""
+"""Optuna's storage of a study: a SQLite file, on local disk even where the study's directory is not.
+
+No torch, no Ray: reports read it too.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,18 @@ import os
 import sqlite3
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from types import TracebackType
 from typing import Self
 
+import optuna
 from optuna.storages import RDBStorage
+from optuna.study import Study
 
 from braintum import storage
 
+FILE = "optuna.db"
 COPY_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
@@ -78,11 +86,50 @@ class OptunaFile:
 
     def _copy(self) -> None:
         snapshot = f"{self._path}.snapshot"
-        source, target = sqlite3.connect(self._path, timeout=60), sqlite3.connect(snapshot)
-        try:
-            source.backup(target)
-        finally:
-            source.close()
-            target.close()
+        _back_up(self._path, snapshot)
         with open(snapshot, "rb") as file:
             storage.write_bytes(self._url, file.read())
+
+
+@contextmanager
+def studies_at(url: str) -> Iterator[dict[str, Study]]:
+    """The studies by name of an `optuna.db` as it is now: a copy, which whoever writes there is not held up by.
+
+    Raises FileNotFoundError, or StorageError for a file that is no such database.
+    """
+    with tempfile.TemporaryDirectory(prefix="braintum-optuna-") as folder:
+        path = os.path.join(folder, FILE)
+        fetch(url, path)
+        store = RDBStorage(f"sqlite:///{path}")
+        try:
+            names = optuna.get_all_study_names(store)
+            yield {name: optuna.load_study(study_name=name, storage=store) for name in names}
+        finally:
+            store.remove_session()
+            store.engine.dispose()
+
+
+def fetch(url: str, path: str) -> None:
+    """Writes what an `optuna.db` holds now into the database at a local path, which may be open.
+
+    Raises FileNotFoundError, or StorageError for a file that is no database of Optuna's.
+    """
+    source = url
+    if "://" in url:
+        source = f"{path}.fetched"
+        with open(source, "wb") as file:
+            file.write(storage.read_bytes(url))
+    elif not os.path.exists(url):
+        raise FileNotFoundError(url)
+    try:
+        with closing(sqlite3.connect(source)) as database:
+            database.execute("SELECT study_name FROM studies LIMIT 1")
+        _back_up(source, path)
+    except sqlite3.DatabaseError as error:
+        raise storage.StorageError(f"{url}: cannot be read as Optuna's storage: {error}") from None
+
+
+def _back_up(source: str, target: str) -> None:
+    """A consistent copy, also of a file that is being written."""
+    with closing(sqlite3.connect(source, timeout=60)) as of, closing(sqlite3.connect(target, timeout=60)) as to:
+        of.backup(to)

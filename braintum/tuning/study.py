@@ -26,20 +26,17 @@ from braintum.training.progress import Progress
 from braintum.training.run import prepare_out, refuse_at_once, say_start, versions
 from braintum.training.worker import MAX_FAILURES
 from braintum.tuning.front import RULE, pareto
-from braintum.tuning.outcome import (
-    TRIAL_COLUMNS,
-    counts,
-    only_the_best,
-    race_summary,
-    trials_and_history,
-    winners,
-)
+from braintum.tuning.importance import importances
+from braintum.tuning.outcome import only_the_best, race_summary, winners
+from braintum.tuning.parts import COSTS
 from braintum.tuning.racing import refuse_powerless
+from braintum.tuning.records import HISTORY_COLUMNS, TRIAL_COLUMNS, counts, trials_and_history
 from braintum.tuning.searcher import OptunaSearcher, StudySchedulers, seed_of
 from braintum.tuning.shared import Shared, share
-from braintum.tuning.space import COSTS, SearchSpace
-from braintum.tuning.storage import OptunaFile
+from braintum.tuning.space import SearchSpace
+from braintum.tuning.storage import FILE, OptunaFile
 from braintum.tuning.trial import OneWorkerTrial, Outer, TrialSpec, many_worker_trial
+from braintum.tuning.trial_events import TrialEvents
 from braintum.tuning.views import refuse_unusable, view
 from braintum.tuning.watch import Watch
 from braintum.tuning.winner import StudyFailed, crossvalidate, is_finished
@@ -91,28 +88,28 @@ def run_study(
         refuse_powerless(space.racing.level, seen, space.folds if outer is None else folds)
     prepare_out(out, about, resume=resume, record="study.json")
     summary_url = storage.join(out, "summary.json")
-    with OptunaFile(storage.join(out, "optuna.db")) as file:
+    with OptunaFile(storage.join(out, FILE)) as file, TrialEvents() as events:
         studies = _open_studies(space, file)
         left = sum(space.shares().values()) - _ended(studies)
         if left <= 0 and storage.exists(summary_url):
             known: dict[str, Any] = storage.read_json(summary_url)
-            if is_finished(known, space, winners(space, studies)):
+            if is_finished(known, space, winners(space, studies, out)):
                 return known
         storage.remove(summary_url)  # it is of fewer trials; if this start is stopped, the next one must not return it
         progress.expect(left)
-        watch = Watch(progress, folds, file)
+        watch = Watch(progress, folds, file, events, studies)
         searched = time.monotonic()
         if left > 0:
             _tune(space, studies, left, out, folds, shared, outer, watch)
         seconds = time.monotonic() - searched
-        trials, history = trials_and_history(studies)
-        best = winners(space, studies)
+        trials, history = trials_and_history(studies, out)
+        best, importance = winners(space, studies, out), importances(studies)
         raced = {"racing": race_summary(space, studies, folds, table)} if space.racing else {}
     failed = {name: "no trial finished all folds" for name in space.architectures if name not in best}
     if outer is not None and space.joint:  # what the search chose is one of all
         best, failed = only_the_best(best), {}
     storage.write_rows(storage.join(out, "trials.parquet"), trials, TRIAL_COLUMNS)
-    storage.write_rows(storage.join(out, "history.parquet"), history, ("run", "architecture", "epoch", "score"))
+    storage.write_rows(storage.join(out, "history.parquet"), history, HISTORY_COLUMNS)
     if not best:
         reason = next((trial["failure"] for trial in trials if trial["failure"]), "")
         ended = ", ".join(f"{count} {state}" for state, count in counts(trials).items())
@@ -123,8 +120,9 @@ def run_study(
         "best": crossvalidate(space, best, shared, out, outer, failed, progress),
         "failed": failed,
         "leaks": shared.leaks,
-        **({"pareto": pareto(space, trials, history), "chosen_by": RULE} if space.objectives else {}),
+        **({"pareto": pareto(space.objectives, trials), "chosen_by": RULE} if space.objectives else {}),
         **raced,
+        "importance": importance,
         "busy_share": watch.busy / (seconds * max(1, shared.slots.filled)) if watch.busy else None,
         "resources": space.resources.model_dump(mode="json"),
         "search_seconds": seconds,

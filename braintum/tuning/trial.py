@@ -35,8 +35,8 @@ from braintum.training.device import keep_freed_memory
 from braintum.training.fit import Diverged, Fit, score
 from braintum.training.run import refuse_unequal, write_initialised
 from braintum.training.worker import MAX_FAILURES, ray_storage
+from braintum.tuning.records import HISTORY
 
-HISTORY = "history.json"
 ERROR = "error.txt"
 RAY_FILES = "ray"
 """Where Ray Train keeps its own files of a trial of many workers, while it lives."""
@@ -212,7 +212,7 @@ def many_worker_trial(
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
-            name="trial",
+            name=spec.run,  # what Ray's dashboard calls it
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),

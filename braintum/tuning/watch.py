@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from optuna.study import Study
 from ray import tune
 
 from braintum import storage
 from braintum.config import Experiment
 from braintum.training.checkpoint import STATE
 from braintum.training.progress import Progress
+from braintum.tuning.records import best_trials, ended_by_state
 from braintum.tuning.storage import OptunaFile
 from braintum.tuning.trial import RAY_FILES, TrialSpec
+from braintum.tuning.trial_events import TrialEvents
 
 
 class Watch(tune.Callback):
-    """Follows Tune: shows progress, adds up busy seconds, and removes the checkpoints of trials that ended."""
+    """Follows Tune: shows progress, adds up busy seconds, and removes the checkpoints of trials that ended.
 
-    def __init__(self, progress: Progress, folds: int, file: OptunaFile) -> None:
-        self._progress, self._folds, self._file = progress, folds, file
+    `events` gets every epoch; `studies` is what was found by earlier starts.
+    """
+
+    def __init__(
+        self, progress: Progress, folds: int, file: OptunaFile, events: TrialEvents, studies: Mapping[str, Study]
+    ) -> None:
+        self._progress, self._folds, self._file, self._events = progress, folds, file, events
         self.busy = 0.0
         self.starts: dict[str, float] = {}
         """Seconds from when a trial was placed to its first step here."""
+        progress.earlier(ended_by_state(studies))
+        for name, trial in best_trials(studies).items():
+            progress.best(name, trial.value or 0.0, f"trial {trial.number}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: a Tuner pickles its callbacks to a file that nobody reads."""
@@ -35,9 +47,12 @@ class Watch(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if "diverged" in result or result.get("again"):
-            return  # what was trained earlier is not of this trial's pace
+        if "diverged" in result:
+            return
         spec = TrialSpec(**trial.config["trial"])
+        self._events.write(spec.out, {"architecture": spec.architecture, **trial.config["params"]}, result)
+        if result.get("again"):
+            return  # what was trained earlier is not of this trial's pace
         self.busy += result["ended"] - result["began"]
         self.starts.setdefault(spec.run, result["began"] - result["placed"])
         self._progress.update(
@@ -51,6 +66,9 @@ class Watch(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result
         ended = "failed" if "diverged" in result else "complete" if result.get("finished") else "pruned"
+        if ended == "complete":
+            spec = TrialSpec(**trial.config["trial"])
+            self._progress.best(spec.architecture, result["score"], f"trial {spec.number}")
         self._end(trial, ended)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -59,6 +77,7 @@ class Watch(tune.Callback):
     def _end(self, trial: Any, state: str) -> None:
         spec = TrialSpec(**trial.config["trial"])
         self._progress.update(spec.shown, state=state)
+        self._events.end(spec.out)
         if self._file.safe():  # else who resumes would train it again from the start
             storage.remove(storage.join(spec.out, STATE))
         storage.remove(storage.join(spec.out, RAY_FILES))

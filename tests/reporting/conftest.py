@@ -19,6 +19,7 @@ from braintum.evaluation.seeds import grid, spread
 from braintum.evaluation.summary import summarise
 from braintum.reporting.html import report
 from braintum.training.run import RunSpec, about_run, prepare_out, run
+from braintum.tuning.front import RULE
 from braintum.tuning.space import SearchSpace
 
 FOLDS, EPOCHS = 2, 2
@@ -31,6 +32,14 @@ SPACE = {
         "optim.lr": {"log_uniform": [1e-4, 1.0]},
         "loss.segmentation": {"choice": ["bce_dice", "dice_ce"], "when": {"tasks": ["segmentation", "both"]}},
         "model.depth": {"int": [1, 2], "when": {"model.name": "unet"}},
+    },
+}  # fmt: skip
+
+IMPORTANCE = {
+    "trials": 5, "best": 3,
+    "parameters": {
+        "optim.lr": {"importance": 0.7, "low": 0.4, "high": 0.9},
+        "loss.segmentation": {"importance": 0.3, "low": 0.1, "high": 0.6},
     },
 }  # fmt: skip
 
@@ -85,14 +94,18 @@ def write_study(data_url: str, table: SliceTable, out: str) -> None:
             scores = [0.3 + 0.05 * a + 0.04 * epoch + 0.01 * number for epoch in range(1, epochs + 1)]
             params = {"optim.lr": 10.0 ** (-number), "loss.segmentation": ["bce_dice", "dice_ce"][number % 2]}
             state = "complete" if number % 2 == 0 else "pruned"
+            placed = 1e9 + 20.0 * number
+            metrics = {"dice": scores[-1], "macro_f1": 1 - scores[-1]} if state == "complete" else {}
             trials.append(
-                {"number": number, "architecture": architecture, "state": state, "score": scores[-1],
-                 "folds_done": epochs // EPOCHS, "epochs": epochs, "seconds": 1.0, "params": json.dumps(params)}
+                {"study": architecture, "number": number, "architecture": architecture, "state": state,
+                 "score": scores[-1], "folds_done": epochs // EPOCHS, "epochs": epochs, "seconds": 1.0,
+                 "params": json.dumps(params), "metrics": json.dumps(metrics), "placed": [placed]}
             )  # fmt: skip
             history += [
-                {"run": f"{architecture}-{number}", "architecture": architecture, "epoch": epoch + 1, "score": score}
+                {"run": f"{architecture}-{number}", "architecture": architecture, "epoch": epoch + 1, "score": score,
+                 "began": placed + 4 * epoch + 0.5, "ended": placed + 4 * epoch + 4}
                 for epoch, score in enumerate(scores)
-            ]
+            ]  # fmt: skip
     storage.write_table(storage.join(out, "trials.parquet"), pa.Table.from_pylist(trials))
     storage.write_table(storage.join(out, "history.parquet"), pa.Table.from_pylist(history))
     best = {}
@@ -106,7 +119,13 @@ def write_study(data_url: str, table: SliceTable, out: str) -> None:
     versions = {"torch": torch.__version__}
     summary = {
         "trials": counts, "best": best, "busy_share": 0.9, "seconds": 75.0, "data": data, "versions": versions,
-        "resources": space.resources.model_dump(mode="json"),
+        "resources": space.resources.model_dump(mode="json"), "importance": {"unet": IMPORTANCE},
+        "pareto": {
+            "unet": [
+                {"trial": n, "dice": 0.46 + n / 100, "macro_f1": 0.54 - n / 100, "chosen": n == 4} for n in (0, 2, 4)
+            ]
+        },
+        "chosen_by": RULE,
     }  # fmt: skip
     storage.write_json(storage.join(out, "summary.json"), summary)
 

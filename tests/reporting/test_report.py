@@ -11,9 +11,12 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import optuna
 import pyarrow as pa
 import pytest
+from optuna.trial import TrialState
 from PIL import Image
+from unfinished import tell_trial, write_unfinished
 
 from braintum import storage
 from braintum.config import Experiment
@@ -188,7 +191,8 @@ def macro_names(out: Path) -> set[str]:
 def test_figures_are_pictures(study_report: Path) -> None:
     figures = {path.stem: Image.open(path).size for path in (study_report.parent / "figures").glob("*.png")}
     assert {
-        "overlays", "fold_scores", "dice_by_class", "confusion", "training_joint_unet", "search_history", "parameters",
+        "overlays", "fold_scores", "dice_by_class", "confusion", "training_joint_unet", "search_history", "timeline",
+        "importance", "pareto", "slices_unet", "slices_classifier", "parallel_joint_unet",
     } <= set(figures)  # fmt: skip
     assert all(min(size) > 200 for size in figures.values())
 
@@ -206,6 +210,45 @@ def test_how_two_tasks_got_on_is_shown(crossval: Path, study: Path, tmp_path: Pa
     assert "Task weights" in Path(report(str(copy))).read_text()
     alone = Path(report(str(study / "crossval" / "unet"), str(tmp_path / "unet"))).read_text()
     assert "Task " not in alone
+
+
+def test_an_unfinished_study_shows_what_there_is(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "running"
+    studies = write_unfinished(study, out)
+    kept = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
+    page = Page(Path(report(str(out), str(tmp_path / "report"))).read_text())
+    assert kept == {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}, "it may be running"
+    assert page.headings[:2] == ["Not finished", "Results"]
+    assert page.headings[-2:] == ["Search", "Settings"]
+    assert "6 trials have ended, 3 have begun and not ended. There are cross-validated results of unet;" in page.text
+    assert "braintum search" not in page.text, "it would be another study than this one will be"
+    with (tmp_path / "report" / "tables" / "trials.csv").open() as file:
+        states = [(row["architecture"], row["trial"], row["state"]) for row in csv.DictReader(file)]
+    assert [row for row in states if row[0] == "unet"] == [
+        ("unet", "0", "complete"), ("unet", "1", "pruned"), ("unet", "2", "open"),
+    ]  # fmt: skip
+    assert {"search_history", "timeline", "slices_unet"} <= {
+        path.stem for path in (tmp_path / "report" / "figures").glob("*.png")
+    }
+    other = Experiment.load(None, {"model.name": "unet", "optim.lr": 0.5}).to_dict()
+    tell_trial(studies["unet"], out, 3, other, TrialState.COMPLETE, score=0.9)
+    page = Page(Path(report(str(out), str(tmp_path / "report"))).read_text())
+    assert page.headings == ["Not finished", "Search"], "what was cross-validated is the best no longer"
+    assert "cross-validated results of none yet" in page.text
+
+
+def test_a_study_that_has_only_begun(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "begun"
+    out.mkdir()
+    shutil.copy(study / "study.json", out)
+    with pytest.raises(DataError, match=r"optuna\.db: not there, so the study had not begun"):
+        report(str(out))
+    (out / "optuna.db").write_bytes(b"no database" * 100)
+    with pytest.raises(DataError, match=r"optuna\.db: cannot be read as Optuna's storage"):
+        report(str(out))
+    (out / "optuna.db").unlink()
+    optuna.create_study(storage=f"sqlite:///{out}/optuna.db", study_name="unet")
+    assert Page(Path(report(str(out))).read_text()).headings == ["Not finished"]
 
 
 def test_a_cross_validation(crossval: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -53,6 +54,67 @@ def test_a_line_for_each_change_and_every_ten_seconds(clock: list[float], capfd:
     assert [line.split("  ")[3:5] for line in lines] == [
         ["training", "epoch 0/9"], ["training", "epoch 3/9"], ["complete", "epoch 4/9"],
     ]  # fmt: skip
+
+
+def search(progress: Progress, clock: list[float], seconds: float) -> None:
+    """Eight trials: two had ended before, three end here after that long each, and two train for half of it."""
+    progress.earlier({"complete": 1, "failed": 1})
+    progress.best("unet", 0.41, "trial 0")
+    progress.expect(6)
+    for number, (state, score) in enumerate((("complete", 0.5), ("pruned", 0.6), ("complete", 0.4))):
+        progress.update(f"unet-{number}", what="unet", state="training", epoch_costs=[1.0] * 10)
+        clock[0] += seconds
+        progress.update(f"unet-{number}", epoch=10 if state == "complete" else 3, score=score)
+        if state == "complete":
+            progress.best("unet", score, f"trial {number}")
+        progress.update(f"unet-{number}", state=state)
+    progress.note("spent 1.5 of 4 GPU-hours")
+    for number in (3, 4):
+        progress.update(f"unet-{number}", what="unet", state="training", epoch_costs=[1.0] * 10)
+    clock[0] += seconds / 2
+    progress.update("unet-3", epoch=1, score=0.2)
+
+
+def test_time_left_is_as_long_as_those_took_that_ended(clock: list[float]) -> None:
+    progress = Progress("search", quiet=True)
+    assert progress.seconds_left is None
+    search(progress, clock, 60)
+    assert progress.seconds_left == (30 + 30 + 60) / 2, "two half done, one to come, two at a time"
+
+
+def test_a_search_is_summed_up_without_a_terminal_too(clock: list[float], capfd: pytest.CaptureFixture[str]) -> None:
+    with Progress("search", score="selection score") as progress:
+        search(progress, clock, 40)
+        progress.update("unet-4", epoch=1)
+        clock[0] += 5
+        progress.update("unet-4", state="failed")
+    lines = capfd.readouterr().err.splitlines()
+    whole = [i for i, line in enumerate(lines) if line.startswith("search · ")]
+    assert len(whole) == 2, "once a minute"
+    assert lines[whole[1] : whole[1] + 3] == [
+        "search · 5/8 done · 2:20, about 0:40 left · 3 complete · 1 pruned · 1 failed · 2 training",
+        "best selection score: unet 0.500 (trial 0)",
+        "spent 1.5 of 4 GPU-hours",
+    ]
+    assert "search  unet-1  unet  pruned  epoch 3/10  selection score 0.600" in lines
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_terminal_shows_it_without_cutting_anything(
+    monkeypatch: pytest.MonkeyPatch, clock: list[float], capfd: pytest.CaptureFixture[str], columns: int
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with Progress("search", score="selection score") as progress:
+        search(progress, clock, 60)
+        progress.update("attention_unet-11", what="attention_unet", state="training", epoch_costs=[1.0] * 128)
+        progress.update("attention_unet-11", epoch=100, fold="10", score=0.123, slices_per_second=2345.6)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capfd.readouterr().err).replace("\r", "")
+    assert all(len(line) <= columns for line in shown.splitlines())
+    assert "…" not in shown
+    for words in ("selection score", "attention_unet-11", "100/128", "0.123", "best selection score: unet 0.500"):
+        assert words in shown
+    assert ("2346" in shown) == (columns == 120)
 
 
 def test_names_are_no_markup(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from tiny import TINY, dying, quiet, wait_for, workers_of
+from tiny import TINY, dying, quiet, train_runs, wait_for, workers_of
 
 from braintum import storage
 from braintum.cli import main
@@ -66,6 +66,7 @@ def test_run_leaves_what_the_design_says_and_is_the_plain_loop(tiny_phantom: str
     assert pq.read_table(out / "history.parquet").num_rows == summary["epochs"] == 3
     assert pq.read_table(out / "predictions.parquet").num_rows == 16
     assert list((out / "tensorboard").glob("events*"))
+    assert train_runs()["joint_unet-fold-1"] == "FINISHED", "Ray's dashboard shows it"
     with pytest.raises(ConfigError, match="exists; choose another --out, or go on with --resume"):
         train(experiment, tiny_phantom, str(out), fold="1", folds=3, progress=quiet())
     spec = RunSpec.of(experiment, tiny_phantom, str(tmp_path / "plain"), "1", 3)
