@@ -167,11 +167,13 @@ base: papers/unet
 overrides: {training.epochs: 30, data.image_size: 128, model.width: 16}
 folds: 4
 trials: 24
+seeds: 3
 resources: {workers: 1, gpus_per_worker: auto, trials_per_gpu: 1, max_concurrent: auto}
 score: {dice: 0.5, macro_f1: 0.5}
 objectives: [dice, macro_f1]
 sampler: {name: tpe, seed: 0}
 scheduler: {name: asha, grace_epochs: 5, reduction: 3}
+racing: {level: 0.05}
 parameters:
   optim.lr: {log_uniform: [1.0e-5, 1.0e-2]}
   model.attention: {choice: [none, gate, cbam, se]}
