@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -65,7 +66,10 @@ def workers_of(kind: str) -> list[psutil.Process]:
 
 def train_runs() -> dict[str, str]:
     """What Ray's dashboard shows of Ray Train: the state of each run by its name."""
-    with urllib.request.urlopen(f"http://{get_dashboard_url()}/api/train/v2/runs/v1", timeout=60) as answer:
+    token = Path.home() / ".ray" / "auth_token"  # where there is one, Ray asks for it
+    headers = {"Authorization": f"Bearer {token.read_text().strip()}"} if token.exists() else {}
+    question = urllib.request.Request(f"http://{get_dashboard_url()}/api/train/v2/runs/v1", headers=headers)
+    with urllib.request.urlopen(question, timeout=60) as answer:
         return {run["name"]: run["status"] for run in json.load(answer)["train_runs"]}
 
 

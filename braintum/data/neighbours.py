@@ -53,7 +53,7 @@ def correlations(
     """
     step = max(1, AT_ONCE // int(np.prod(thumb_RHW.shape[1:])))
     found_P = np.full(len(pairs_P2), np.inf, np.float32)
-    if least > -1:
+    if least > -1 and len(pairs_P2):
         coarse = [_coarse(thumb_RHW[start : start + step]) for start in range(0, len(thumb_RHW), step)]
         mean_RX, rest_R = (np.concatenate(part) for part in zip(*coarse, strict=True))
         for start in range(0, len(pairs_P2), AT_ONCE // BLOCKS**2):

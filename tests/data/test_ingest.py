@@ -272,18 +272,23 @@ def test_memory_does_not_grow_with_the_set(tmp_path: Path, monkeypatch: pytest.M
     assert peak(64) < 1.2 * peak(8)
 
 
+@pytest.fixture
+def sent_whole() -> Iterator[None]:
+    """Ray's tasks do not find modules of tests: the source travels with them."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(example_source)
+    yield
+    cloudpickle.unregister_pickle_by_value(example_source)
+
+
 @pytest.mark.usefixtures("ray_cluster")
 class TestInParallel:
     """As Ray tasks, on a cluster that is there: three shards are enough to use it."""
 
     @pytest.fixture(autouse=True)
-    def on_a_cluster(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        from ray import cloudpickle
-
+    def on_a_cluster(self, sent_whole: None, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RAY_ADDRESS", "auto")
-        cloudpickle.register_pickle_by_value(example_source)  # its tasks do not find modules of tests
-        yield
-        cloudpickle.unregister_pickle_by_value(example_source)
 
     def alone(self, source: Arrays, names: list[str], out: Path, monkeypatch: pytest.MonkeyPatch) -> Card:
         with monkeypatch.context() as here:
@@ -322,7 +327,7 @@ class TestInParallel:
         assert card == self.alone(source, names, tmp_path / "alone", monkeypatch)
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ray_cluster", "sent_whole")
 def test_what_would_take_long_is_read_by_several_processes(
     arrays: tuple[Arrays, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
