@@ -31,7 +31,7 @@ def importances(studies: dict[str, Study]) -> dict[str, dict[str, Any]]:
         paths = sorted({path for trial in ranked for path in trial.params})
         if len(ranked) < LEAST_TRIALS or len(paths) < 2:
             continue
-        share = min(0.5, max(0.25, 5 / len(ranked)))  # with less, or with fewer than five, it is noise
+        share = min(0.5, max(0.25, 5 / len(ranked)))  # the best quarter, five trials at least
         random = np.random.default_rng(0)
         drawn = [random.integers(len(ranked), size=len(ranked)) for _ in range(RESAMPLES)]
         again = [_importances([ranked[i] for i in sorted(rows)], share) for rows in drawn]
