@@ -10,7 +10,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import ray
@@ -31,6 +31,7 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the progress table is ours
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # nothing of Tune's own state is needed: an interrupt ends at once
 }
+ENDING_SECONDS = 0.5
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 _SOCKETS = "/tmp"  # noqa: S108 - paths of sockets must be short
 
@@ -89,6 +90,19 @@ def start_local(**options: Any) -> None:
         _system_config={"worker_niceness": 0},  # by default 15, so that any other process takes the core from training
         **options,
     )
+
+
+def end_tasks(tasks: Collection[ray.ObjectRef[Any]]) -> None:
+    """Ends tasks and the processes that run them; what ends by itself in the next moment does so.
+
+    Ray 2.60 aborts a driver that cancels a task while its answer arrives (`Tried to complete task that was not
+    pending`), as it does where ^C follows upon a file that the task has just written.
+    """
+    running = list(tasks)
+    if running:
+        _, running = ray.wait(running, num_returns=len(running), timeout=ENDING_SECONDS, fetch_local=False)
+    for task in running:
+        ray.cancel(task, force=True)
 
 
 def _init(**options: Any) -> None:

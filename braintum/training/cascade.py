@@ -18,7 +18,7 @@ import torch
 
 from braintum import storage
 from braintum.config import Experiment, digest_of
-from braintum.connect import connect
+from braintum.connect import connect, end_tasks
 from braintum.data.folds import DEFAULT_FOLDS
 from braintum.data.shards import read_card
 from braintum.data.shared import share_table
@@ -142,8 +142,7 @@ def _scored(segmenters: list[RunSpec], classifiers: list[RunSpec], digest: str) 
     try:
         return pa.concat_tables([outcome(t, spec) for t, spec in zip(running, classifiers, strict=True)])
     finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
+        end_tasks(running)
 
 
 @ray.remote(max_retries=MAX_FAILURES)

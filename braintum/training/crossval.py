@@ -15,7 +15,7 @@ import torch
 
 from braintum import storage
 from braintum.config import Experiment
-from braintum.connect import connect
+from braintum.connect import connect, end_tasks
 from braintum.data.folds import DEFAULT_FOLDS, held_out_folds, region_counts
 from braintum.data.shared import share_table
 from braintum.data.table import SliceTable
@@ -191,8 +191,7 @@ def _train_folds(
                 outcome(ready, spec)
                 _show_complete(progress, name, spec)
         finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
+            end_tasks(running)
 
 
 def outcome(task: ray.ObjectRef[T], spec: RunSpec) -> T:

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from braintum.connect import connect
+from braintum.connect import connect, end_tasks
 from braintum.data.ingest.bar import say
 from braintum.data.ingest.engine import Source, Written, write_chunk
 from braintum.data.schema import DataError
@@ -47,8 +47,7 @@ def in_order(
             raise error.cause from None
         raise
     finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
+        end_tasks(running)
 
 
 @ray.remote(max_retries=3)
