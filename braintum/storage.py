@@ -93,6 +93,11 @@ def _passes(error: Exception) -> bool:
     return False
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Whether there was no room, or no more was allowed, where something was written."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def _is_local(url: str) -> bool:
     return "://" not in url or url.startswith("file://")
 

@@ -22,6 +22,8 @@ LOST = "lost"
 """The one of a trial that racing stopped: the fields of `racing.Lost`."""
 PLACED = "placed"
 """The one that holds when a trial was placed, and placed again by drivers that resumed: wall-clock seconds."""
+ALONE = "alone"
+"""That of a trial that was out of memory beside others on its GPU: it has one to itself from then on."""
 HISTORY = "history.json"
 """The file in a trial's directory that has a row per epoch."""
 TRIAL_COLUMNS = (

@@ -23,9 +23,10 @@ from ray.tune.search import Searcher
 
 from braintum.tuning.parts import Sampler
 from braintum.tuning.racing import Race
-from braintum.tuning.records import LOST, PLACED, SPEC
+from braintum.tuning.records import ALONE, LOST, PLACED, SPEC
+from braintum.tuning.slots import Slots
 from braintum.tuning.space import SearchSpace
-from braintum.tuning.trial import TrialSpec, reason_of_failure
+from braintum.tuning.trial import CROWDED, TrialSpec, reason_of_failure
 
 STEPS = "epoch"
 
@@ -57,10 +58,14 @@ class OptunaSearcher(Searcher):
     """
 
     def __init__(
-        self, space: SearchSpace, studies: dict[str, Study], place: Callable[[str, int, str, dict[str, Any]], TrialSpec]
+        self,
+        space: SearchSpace,
+        studies: dict[str, Study],
+        place: Callable[[str, int, str, dict[str, Any]], TrialSpec],
+        slots: Slots,
     ) -> None:
         super().__init__(metric="score", mode="max")
-        self._space, self._studies, self._place = space, studies, place
+        self._space, self._studies, self._place, self._slots = space, studies, place, slots
         for study in studies.values():
             for trial in study.get_trials(states=[TrialState.RUNNING]):
                 if SPEC not in trial.user_attrs:  # its driver died between asking and placing
@@ -78,20 +83,26 @@ class OptunaSearcher(Searcher):
             self._running[trial_id] = trial = self._unfinished.pop(0)
             return self._placed(trial, json.loads(trial.user_attrs[SPEC]))
         name = self._next_study()
+        if name is None and self._running and self._slots.trials_per_gpu > 1:
+            return None  # one of them may be out of memory, and is handed out again
         if name is None:
             return cast(None, Searcher.FINISHED)  # a string, against the declared type
         self._running[trial_id], spec = self._ask(name)
         return self._placed(self._running[trial_id], asdict(spec))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if "diverged" not in result:
+        if "ended" not in result:
             self._report(self._running[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._running.pop(trial_id)
-        if error or result is None or "diverged" in result:
+        if result is not None and result.get("ended") == CROWDED:
+            trial.set_user_attr(ALONE, True)
+            self._unfinished.append(trial)
+            return
+        if error or result is None or "ended" in result:
             spec = TrialSpec(**json.loads(trial.user_attrs[SPEC]))
-            trial.set_user_attr("failure", (result or {}).get("diverged") or reason_of_failure(spec))
+            trial.set_user_attr("failure", (result or {}).get("failure") or reason_of_failure(spec))
             trial.study.tell(trial, state=TrialState.FAIL)
             return
         self._report(trial, result)  # the step at which a scheduler stops a trial is not told before
@@ -120,7 +131,14 @@ class OptunaSearcher(Searcher):
         """What Tune hands to the trial: `params`, the values that were chosen, are for whoever shows them."""
         now = time.time()
         trial.set_user_attr(PLACED, [*trial.user_attrs.get(PLACED, []), now])
-        return {"trial": spec, "params": trial.params, "placed": now}
+        return {"trial": spec, "params": trial.params, "placed": now, "gpus": self._slots.gpus(self._sharing(trial))}
+
+    def _sharing(self, trial: optuna.trial.Trial) -> int:
+        """How many trials share a GPU: one less for each that had no memory beside others, which are alone."""
+        if ALONE in trial.user_attrs:
+            return 1
+        every = [known for study in self._studies.values() for known in study.get_trials(deepcopy=False)]
+        return max(1, self._slots.trials_per_gpu - sum(ALONE in known.user_attrs for known in every))
 
     def _next_study(self) -> str | None:
         """The study that is furthest behind its share of trials; None when all have theirs."""
@@ -167,7 +185,7 @@ class StudySchedulers(FIFOScheduler):
         self._of(trial).on_trial_add(tune_controller, _named(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        if "diverged" in result:
+        if "ended" in result:
             return TrialScheduler.CONTINUE  # it ends by itself
         decision = str(self._of(trial).on_trial_result(tune_controller, _named(trial), result))
         if self._races and self._loses(trial, result):
@@ -179,7 +197,9 @@ class StudySchedulers(FIFOScheduler):
             self._races[self._study_of(trial)].drop(trial.config["trial"]["number"])
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        if "diverged" not in result:
+        if result.get("ended") == CROWDED:
+            return  # it goes on, alone
+        if "ended" not in result:
             self._of(trial).on_trial_complete(tune_controller, _named(trial), result)
         if self._races:
             spec = TrialSpec(**trial.config["trial"])

@@ -19,6 +19,7 @@ class Slots:
     count: int
     workers: int
     per_worker: dict[str, float]
+    trials_per_gpu: int = 1
 
     @classmethod
     def of(cls, resources: Resources, device: str) -> Self:
@@ -42,7 +43,11 @@ class Slots:
                 f"resources: a trial needs {resources.workers} × ({needs}), and the cluster's nodes have room for less "
                 f"({has} in all). Lower resources.workers, or on a cluster that grows set resources.max_concurrent"
             )
-        return cls(room if given == "auto" else given, resources.workers, per_worker)
+        return cls(room if given == "auto" else given, resources.workers, per_worker, resources.trials_per_gpu)
+
+    def gpus(self, sharing: int) -> float:
+        """GPUs of a worker where so many trials share one."""
+        return self.per_worker.get("GPU", 0.0) * self.trials_per_gpu / sharing
 
     @property
     def filled(self) -> int:

@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import tempfile
 import time
 import traceback
@@ -18,6 +20,7 @@ import optuna
 import ray
 from optuna.study import Study
 from ray import tune
+from sqlalchemy.exc import OperationalError
 
 from braintum import storage
 from braintum.data.folds import without
@@ -200,7 +203,8 @@ def _tune(
     most_epochs = {name: folds * _most_epochs(space, name) for name in studies}
     if slots.workers == 1:
         trainable = tune.with_resources(
-            tune.with_parameters(OneWorkerTrial, tables=tables, threads=slots.threads), slots.per_worker
+            tune.with_parameters(OneWorkerTrial, tables=tables, threads=slots.threads),
+            lambda config: tune.PlacementGroupFactory([{"CPU": slots.per_worker["CPU"], "GPU": config["gpus"]}]),
         )
     else:
         trainable = tune.with_resources(
@@ -211,11 +215,11 @@ def _tune(
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=OptunaSearcher(space, studies, place),
+                search_alg=OptunaSearcher(space, studies, place, slots),
                 scheduler=StudySchedulers(space, studies, most_epochs, folds),
                 metric="score",
                 mode="max",
-                num_samples=left,
+                num_samples=-1,  # until the searcher has none
                 max_concurrent_trials=slots.count,
                 reuse_actors=slots.workers == 1,
             ),
@@ -235,6 +239,10 @@ def _tune(
             # holds the traceback, as a notebook does.
             traceback.clear_frames(error.__traceback__)
             gc.collect()
+            raise
+        except OperationalError as error:
+            if "disk is full" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), out) from error
             raise
 
 

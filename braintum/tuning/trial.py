@@ -41,6 +41,10 @@ ERROR = "error.txt"
 RAY_FILES = "ray"
 """Where Ray Train keeps its own files of a trial of many workers, while it lives."""
 
+FAILED, CROWDED, FULL = "failed", "crowded", "full"
+"""How a trial ends without a score: for good (its loss became NaN or infinite, or a GPU's memory is too small for it);
+out of memory beside others on its GPU; with no room left where it is written."""
+
 Outer = tuple[str, int | None]
 """A fold that a search never sees, by its name, and the number of folds that it is one of (None: as the data say)."""
 
@@ -183,14 +187,16 @@ class OneWorkerTrial(tune.Trainable):
         try:
             with _written_down(self._spec):
                 result = next(self._epochs)
-        except Diverged as error:
-            return {**_failure(error), "placed": self._placed, "done": True}
+        except (Diverged, torch.OutOfMemoryError, OSError) as error:
+            self._epochs = iter(())  # it holds the network
+            return {**_failure(error, shares_gpu=self._shares_gpu), "placed": self._placed, "done": True}
         return {**result, "placed": self._placed, "done": result["finished"]}
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._placed = config["placed"]
+        torch.cuda.empty_cache()  # what the trial before has left may be what another on the same GPU lacks
+        self._placed, self._shares_gpu = config["placed"], 0 < config["gpus"] < 1
         self._spec = spec = TrialSpec(**config["trial"])
-        self._epochs = trial_epochs(spec, ray.get(self._tables[spec.view]))
+        self._epochs: Iterator[dict[str, Any]] = trial_epochs(spec, ray.get(self._tables[spec.view]))
 
 
 def many_worker_trial(
@@ -219,7 +225,14 @@ def many_worker_trial(
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]
         ),
     )  # fmt: skip
-    trainer.fit()
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        causes = getattr(error, "worker_failures", {}).values()
+        full = next((cause for cause in causes if storage.is_full(cause)), None)
+        if full is None:
+            raise
+        tune.report({**_failure(full), "placed": config["placed"]})
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -234,7 +247,7 @@ def _work(config: dict[str, Any]) -> None:
         with _written_down(spec):
             for result in trial_epochs(spec, table, rank=rank, world_size=world_size):
                 ray.train.report({**result, "placed": config["placed"]})
-    except Diverged as error:
+    except Diverged as error:  # on all ranks: a report waits for all
         ray.train.report({**_failure(error), "placed": config["placed"]})
 
 
@@ -258,6 +271,16 @@ def _written_down(spec: TrialSpec) -> Iterator[None]:
         raise
 
 
-def _failure(error: Diverged) -> dict[str, Any]:
-    """The last result of a trial whose loss became NaN or infinite; raising would lose the reused actor."""
-    return {"diverged": str(error), "finished": False, "epoch": 0, "score": 0.0}
+def _failure(error: Exception, *, shares_gpu: bool = False) -> dict[str, Any]:
+    """The last result of a trial that ended without a score: `ended` says how, `failure` why. Raises what is an error.
+
+    Raising would lose the reused actor, and Tune would start the trial again, which ends the same.
+    """
+    reason, ended = str(error).split("\n")[0], FAILED
+    if storage.is_full(error):
+        ended = FULL
+    elif isinstance(error, torch.OutOfMemoryError):
+        ended = CROWDED if shares_gpu else FAILED
+    elif not isinstance(error, Diverged):
+        raise error
+    return {"ended": ended, "failure": reason, "finished": False, "epoch": 0, "score": 0.0}

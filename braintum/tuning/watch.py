@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +16,7 @@ from braintum.training.checkpoint import STATE
 from braintum.training.progress import Progress
 from braintum.tuning.records import best_trials, ended_by_state
 from braintum.tuning.storage import OptunaFile
-from braintum.tuning.trial import RAY_FILES, TrialSpec
+from braintum.tuning.trial import CROWDED, FULL, RAY_FILES, TrialSpec
 from braintum.tuning.trial_events import TrialEvents
 
 
@@ -47,9 +49,11 @@ class Watch(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if "diverged" in result:
-            return
         spec = TrialSpec(**trial.config["trial"])
+        if result.get("ended") == FULL:  # ends the study before Optuna hears that the trial has ended
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), spec.out)
+        if "ended" in result:
+            return
         self._events.write(spec.out, {"architecture": spec.architecture, **trial.config["params"]}, result)
         if result.get("again"):
             return  # what was trained earlier is not of this trial's pace
@@ -65,7 +69,12 @@ class Watch(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result
-        ended = "failed" if "diverged" in result else "complete" if result.get("finished") else "pruned"
+        if result.get("ended") == CROWDED:
+            spec = TrialSpec(**trial.config["trial"])
+            self._progress.update(spec.shown, state="waiting")
+            self._progress.say(f"{spec.shown} had not enough GPU memory beside others: it is trained again, alone")
+            return
+        ended = "failed" if "ended" in result else "complete" if result.get("finished") else "pruned"
         if ended == "complete":
             spec = TrialSpec(**trial.config["trial"])
             self._progress.best(spec.architecture, result["score"], f"trial {spec.number}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,10 @@ def outcome(out: Path) -> list[tuple[Any, ...]]:
         for name, study in sorted(studies_of(out).items())
         for trial in study.trials
     ]
+
+
+def rows_of(trial: Path) -> list[dict[str, Any]]:
+    """A trial's epochs so far, with the times at which they were trained."""
+    file = trial / "history.json"
+    rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
+    return rows

@@ -19,7 +19,7 @@ import pytest
 import ray
 import yaml
 from ray.util.state import list_placement_groups
-from small_study import SMALL, command, outcome, space, studies_of
+from small_study import SMALL, command, outcome, rows_of, space, studies_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tiny import TINY, dying, interrupted_when, quiet, train_runs, wait_for, workers_of
@@ -247,13 +247,6 @@ def test_a_winner_whose_workers_die_does_not_end_the_study_and_is_tried_again(
     found = search(tiny, tiny_phantom, str(out), resume=True, progress=quiet())
     assert (found["best"].keys(), found["failed"]) == ({"unet", "joint_unet"}, {})
     assert found["best"]["joint_unet"] == lost["best"]["joint_unet"]
-
-
-def rows_of(trial: Path) -> list[dict[str, Any]]:
-    """A trial's epochs so far, with the times at which they were trained."""
-    file = trial / "history.json"
-    rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
-    return rows
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -1,0 +1,128 @@
+"""What a study makes of machines that fail: it ends truthfully or goes on, and a resume finds what was undisturbed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from small_study import SMALL, command, outcome, rows_of, space, studies_of
+from tiny import quiet, wait_for
+
+from braintum.cli import main
+from braintum.tuning.study import search
+
+pytestmark = pytest.mark.ray
+
+ONE_AT_A_TIME: dict[str, Any] = {
+    "architectures": ["joint_unet"], "trials": 3, "resources": {"max_concurrent": 1},
+    "overrides": {**SMALL["overrides"], "training.epochs": 4},
+    "scheduler": {"name": "asha", "grace_epochs": 3, "reduction": 2},
+}  # fmt: skip
+
+OUTSIDE = Path(__file__).parent / "outside"  # as `pip install` would lay it out
+GREEDY: dict[str, Any] = {
+    "name": "greedy",
+    "architectures": ["greedy_net"],
+    "base": "fast",
+    "overrides": {"data.image_size": 32, "training.epochs": 3, "training.device": "cpu"},
+    "folds": 2,
+    "trials": 6,
+    "resources": {"trials_per_gpu": 2, "gpus_per_worker": 1},
+    "score": {"dice_all": 1.0},
+    "scheduler": {"name": "none"},
+    "sampler": {"name": "random", "seed": 1},
+    "parameters": {"model.appetite": {"choice": [1, 2]}},
+}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no small file system to fill: {done.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """A file that leaves no room on a disk."""
+    ballast = disk / "ballast"
+    with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return ballast
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_full_disk_ends_the_study_and_no_trial(
+    capfd: pytest.CaptureFixture[str], tiny_phantom: str, tmp_path: Path, small_disk: Path
+) -> None:
+    calm, out = tmp_path / "calm", small_disk / "study"
+    undisturbed = search(space(tmp_path, **ONE_AT_A_TIME), tiny_phantom, str(calm), progress=quiet())
+    second = out / "trials" / "joint_unet-1"
+
+    def fill_up() -> Path:
+        wait_for(lambda: len(rows_of(second)) >= 2)
+        return fill(small_disk)
+
+    arguments = command(tmp_path, tiny_phantom, out)[3:]
+    with ThreadPoolExecutor(1) as pool:
+        filling = pool.submit(fill_up)
+        assert main(arguments) == 2
+    said = capfd.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("braintum:")][-1].endswith("No space left on device")
+    trained = rows_of(second)
+    assert [trial.state.name for trial in studies_of(out)["joint_unet"].trials][1] == "RUNNING"
+    filling.result().unlink()
+    resumed = search(space(tmp_path, **ONE_AT_A_TIME), tiny_phantom, str(out), resume=True, progress=quiet())
+    assert outcome(out) == outcome(calm)
+    assert rows_of(second)[: len(trained) - 1] == trained[:-1], "no saved epoch is trained again"
+    assert resumed["best"]["joint_unet"]["crossval"] == undisturbed["best"]["joint_unet"]["crossval"]
+    assert not [*out.rglob("*.part")]
+
+
+WITH_A_GPU = """
+import sys, json
+from braintum.connect import start_local
+start_local(num_cpus=2, num_gpus=1)
+from braintum.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_who_has_no_memory_beside_others_is_trained_again_alone(tiny_phantom: str, tmp_path: Path) -> None:
+    """Two trials share what Ray takes for a GPU. Who asks for more than a whole one fails, with the reason."""
+    (tmp_path / "room").mkdir()
+    path = os.pathsep.join([str(OUTSIDE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "GREEDY_ROOM": str(tmp_path / "room")}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(GREEDY))
+    arguments = command(tmp_path, tiny_phantom, tmp_path / "study")[3:]
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_A_GPU, *arguments], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    trials = studies_of(tmp_path / "study")["greedy_net"].trials
+    again = [trial for trial in trials if trial.user_attrs.get("alone")]
+    assert again, "two trials did not meet"
+    assert "had not enough GPU memory beside others: it is trained again, alone" in done.stderr
+    for trial in trials:
+        if trial.params["model.appetite"] == 1:
+            assert trial.state.name == "COMPLETE"
+        else:
+            assert trial.state.name == "FAIL"
+            assert "out of memory" in trial.user_attrs["failure"]
+    assert {len(trial.user_attrs["placed"]) for trial in again} == {2}
+    last = max(again, key=lambda trial: trial.number).user_attrs["placed"][0]
+    after = [trial for trial in trials if trial.user_attrs["placed"][0] > last]
+    assert not {trial.number for trial in after} & {trial.number for trial in again}
