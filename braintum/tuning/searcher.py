@@ -91,16 +91,16 @@ class OptunaSearcher(Searcher):
         return self._placed(self._running[trial_id], asdict(spec))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if "ended" not in result:
+        if "outcome" not in result:
             self._report(self._running[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._running.pop(trial_id)
-        if result is not None and result.get("ended") == CROWDED:
+        if result is not None and result.get("outcome") == CROWDED:
             trial.set_user_attr(ALONE, True)
             self._unfinished.append(trial)
             return
-        if error or result is None or "ended" in result:
+        if error or result is None or "outcome" in result:
             spec = TrialSpec(**json.loads(trial.user_attrs[SPEC]))
             trial.set_user_attr("failure", (result or {}).get("failure") or reason_of_failure(spec))
             trial.study.tell(trial, state=TrialState.FAIL)
@@ -185,7 +185,7 @@ class StudySchedulers(FIFOScheduler):
         self._of(trial).on_trial_add(tune_controller, _named(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        if "ended" in result:
+        if "outcome" in result:
             return TrialScheduler.CONTINUE  # it ends by itself
         decision = str(self._of(trial).on_trial_result(tune_controller, _named(trial), result))
         if self._races and self._loses(trial, result):
@@ -197,9 +197,9 @@ class StudySchedulers(FIFOScheduler):
             self._races[self._study_of(trial)].drop(trial.config["trial"]["number"])
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        if result.get("ended") == CROWDED:
+        if result.get("outcome") == CROWDED:
             return  # it goes on, alone
-        if "ended" not in result:
+        if "outcome" not in result:
             self._of(trial).on_trial_complete(tune_controller, _named(trial), result)
         if self._races:
             spec = TrialSpec(**trial.config["trial"])

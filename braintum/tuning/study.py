@@ -20,6 +20,7 @@ import optuna
 import ray
 from optuna.study import Study
 from ray import tune
+from ray.tune.error import TuneError
 from sqlalchemy.exc import OperationalError
 
 from braintum import storage
@@ -240,10 +241,19 @@ def _tune(
             traceback.clear_frames(error.__traceback__)
             gc.collect()
             raise
-        except OperationalError as error:
-            if "disk is full" in str(error):
+        except (TuneError, OperationalError) as error:
+            if _has_no_room(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), out) from error
             raise
+
+
+def _has_no_room(error: BaseException | None) -> bool:
+    """Whether an error comes from a full disk: Tune tells errors of its callbacks as its own, SQLite has its own kind."""
+    while error is not None:
+        if storage.is_full(error) or "disk is full" in str(error):
+            return True
+        error = error.__context__
+    return False
 
 
 def _most_epochs(space: SearchSpace, study: str) -> int:

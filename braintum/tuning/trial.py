@@ -183,6 +183,8 @@ class OneWorkerTrial(tune.Trainable):
         self._begin(new_config)
         return True
 
+    _epochs: Iterator[dict[str, Any]]
+
     def step(self) -> dict[str, Any]:
         try:
             with _written_down(self._spec):
@@ -196,7 +198,7 @@ class OneWorkerTrial(tune.Trainable):
         torch.cuda.empty_cache()  # what the trial before has left may be what another on the same GPU lacks
         self._placed, self._shares_gpu = config["placed"], 0 < config["gpus"] < 1
         self._spec = spec = TrialSpec(**config["trial"])
-        self._epochs: Iterator[dict[str, Any]] = trial_epochs(spec, ray.get(self._tables[spec.view]))
+        self._epochs = trial_epochs(spec, ray.get(self._tables[spec.view]))
 
 
 def many_worker_trial(
@@ -272,15 +274,15 @@ def _written_down(spec: TrialSpec) -> Iterator[None]:
 
 
 def _failure(error: Exception, *, shares_gpu: bool = False) -> dict[str, Any]:
-    """The last result of a trial that ended without a score: `ended` says how, `failure` why. Raises what is an error.
+    """The last result of a trial that ended without a score: `outcome` says how, `failure` why. Raises other errors.
 
-    Raising would lose the reused actor, and Tune would start the trial again, which ends the same.
+    Raising these would lose the reused actor, and Tune would start the trial again, which ends the same.
     """
-    reason, ended = str(error).split("\n")[0], FAILED
+    reason, outcome = str(error).split("\n")[0], FAILED
     if storage.is_full(error):
-        ended = FULL
+        outcome = FULL
     elif isinstance(error, torch.OutOfMemoryError):
-        ended = CROWDED if shares_gpu else FAILED
+        outcome = CROWDED if shares_gpu else FAILED
     elif not isinstance(error, Diverged):
         raise error
-    return {"ended": ended, "failure": reason, "finished": False, "epoch": 0, "score": 0.0}
+    return {"outcome": outcome, "failure": reason, "finished": False, "epoch": 0, "score": 0.0}

@@ -50,9 +50,9 @@ class Watch(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         spec = TrialSpec(**trial.config["trial"])
-        if result.get("ended") == FULL:  # ends the study before Optuna hears that the trial has ended
+        if result.get("outcome") == FULL:  # ends the study before Optuna hears that the trial has ended
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), spec.out)
-        if "ended" in result:
+        if "outcome" in result:
             return
         self._events.write(spec.out, {"architecture": spec.architecture, **trial.config["params"]}, result)
         if result.get("again"):
@@ -69,12 +69,12 @@ class Watch(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result
-        if result.get("ended") == CROWDED:
+        if result.get("outcome") == CROWDED:
             spec = TrialSpec(**trial.config["trial"])
             self._progress.update(spec.shown, state="waiting")
             self._progress.say(f"{spec.shown} had not enough GPU memory beside others: it is trained again, alone")
             return
-        ended = "failed" if "ended" in result else "complete" if result.get("finished") else "pruned"
+        ended = "failed" if "outcome" in result else "complete" if result.get("finished") else "pruned"
         if ended == "complete":
             spec = TrialSpec(**trial.config["trial"])
             self._progress.best(spec.architecture, result["score"], f"trial {spec.number}")
