@@ -21,6 +21,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from braintum.tuning.budget import Allowance
 from braintum.tuning.parts import Sampler
 from braintum.tuning.racing import Race
 from braintum.tuning.records import LOST, PLACED, SPEC
@@ -53,14 +54,18 @@ class OptunaSearcher(Searcher):
 
     `studies`: by architecture, or the joint one under the space's name. `place` completes a trial's values to its
     TrialSpec. Trials stopped by the scheduler are told as PRUNED at the step they reached, diverged and broken ones
-    as FAIL, and only those that finished all folds as COMPLETE.
+    as FAIL, and only those that finished all folds as COMPLETE. What the `allowance` does not allow is not handed out.
     """
 
     def __init__(
-        self, space: SearchSpace, studies: dict[str, Study], place: Callable[[str, int, str, dict[str, Any]], TrialSpec]
+        self,
+        space: SearchSpace,
+        studies: dict[str, Study],
+        place: Callable[[str, int, str, dict[str, Any]], TrialSpec],
+        allowance: Allowance,
     ) -> None:
         super().__init__(metric="score", mode="max")
-        self._space, self._studies, self._place = space, studies, place
+        self._space, self._studies, self._place, self._allowance = space, studies, place, allowance
         for study in studies.values():
             for trial in study.get_trials(states=[TrialState.RUNNING]):
                 if SPEC not in trial.user_attrs:  # its driver died between asking and placing
@@ -76,19 +81,25 @@ class OptunaSearcher(Searcher):
         """A TrialSpec and when it was asked for: Tune asks when there is a slot, and places it at once."""
         if self._unfinished:
             self._running[trial_id] = trial = self._unfinished.pop(0)
-            return self._placed(trial, json.loads(trial.user_attrs[SPEC]))
-        name = self._next_study()
+            return self._placed(trial_id, TrialSpec(**json.loads(trial.user_attrs[SPEC])))
+        name = self._allowance.next_study()
+        if name is None and self._running and self._allowance.stopped_by != "trials":
+            return None  # asked again: a trial that is stopped early leaves some of the budget
         if name is None:
             return cast(None, Searcher.FINISHED)  # a string, against the declared type
         self._running[trial_id], spec = self._ask(name)
-        return self._placed(self._running[trial_id], asdict(spec))
+        return self._placed(trial_id, spec)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if "diverged" not in result:
+            self._allowance.told(trial_id, result)
             self._report(self._running[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._running.pop(trial_id)
+        if result is not None and "diverged" not in result:
+            self._allowance.told(trial_id, result)  # the last one
+        self._allowance.ended(trial_id)
         if error or result is None or "diverged" in result:
             spec = TrialSpec(**json.loads(trial.user_attrs[SPEC]))
             trial.set_user_attr("failure", (result or {}).get("diverged") or reason_of_failure(spec))
@@ -116,18 +127,12 @@ class OptunaSearcher(Searcher):
         if result[STEPS] not in known:
             trial.report(result["score"], result[STEPS])
 
-    def _placed(self, trial: optuna.trial.Trial, spec: dict[str, Any]) -> dict[str, Any]:
+    def _placed(self, trial_id: str, spec: TrialSpec) -> dict[str, Any]:
         """What Tune hands to the trial: `params`, the values that were chosen, are for whoever shows them."""
-        now = time.time()
+        now, trial = time.time(), self._running[trial_id]
         trial.set_user_attr(PLACED, [*trial.user_attrs.get(PLACED, []), now])
-        return {"trial": spec, "params": trial.params, "placed": now}
-
-    def _next_study(self) -> str | None:
-        """The study that is furthest behind its share of trials; None when all have theirs."""
-        shares = self._space.shares()
-        asked = {name: len(study.get_trials(deepcopy=False)) - _waiting(study) for name, study in self._studies.items()}
-        behind = [name for name in shares if asked[name] < shares[name]]
-        return min(behind, key=lambda name: asked[name] / shares[name], default=None)
+        self._allowance.placed(trial_id, spec, now)
+        return {"trial": asdict(spec), "params": trial.params, "placed": now}
 
     def _ask(self, name: str) -> tuple[optuna.trial.Trial, TrialSpec]:
         study = self._studies[name]

@@ -13,8 +13,11 @@ from tiny import TINY
 
 from braintum.config import Experiment
 from braintum.data.table import load_table
+from braintum.tuning.budget import Allowance
 from braintum.tuning.searcher import OptunaSearcher
+from braintum.tuning.slots import Places
 from braintum.tuning.space import SearchSpace
+from braintum.tuning.spending import Spending
 from braintum.tuning.trial import TrialSpec, trial_epochs
 
 
@@ -41,7 +44,9 @@ def test_a_diverged_trial_is_told_as_failed_without_a_score(tmp_path: Path) -> N
         "parameters": {"optim.lr": {"log_uniform": [1e-3, 1e-1]}},
     }))  # fmt: skip
     study = optuna.create_study(direction="maximize")
-    searcher = OptunaSearcher(SearchSpace.load(file), {"unet": study}, lambda *_: spec_of(tmp_path))
+    space, studies = SearchSpace.load(file), {"unet": study}
+    allowance = Allowance(space, studies, Spending(str(tmp_path)), Places(), folds=2)
+    searcher = OptunaSearcher(space, studies, lambda *_: spec_of(tmp_path), allowance)
     diverged = {"diverged": "the loss became nan at epoch 1, step 2", "finished": False, "epoch": 0, "score": 0.0}
     searcher.suggest("a")
     searcher.on_trial_result("a", diverged)  # as the workers of a DDP trial report it, before they end
