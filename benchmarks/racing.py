@@ -87,7 +87,7 @@ def train(folder: Path, seed: int) -> list[TrialSpec]:
 
     study = optuna.create_study(direction="maximize")
     study.enqueue_trial(space.defaults(NAME))
-    allowance = Allowance(space, {NAME: study}, Spending(str(folder)), Places(), FOLDS)
+    allowance = Allowance(space, {NAME: study}, Spending(str(folder)), Places, FOLDS)
     searcher = OptunaSearcher(space, {NAME: study}, place, allowance)
     specs = []
     for number in range(TRIALS):

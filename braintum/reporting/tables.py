@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from braintum.reporting.results import Entry, Results
-from braintum.tuning.spending import UNITS, words
+from braintum.tuning.spending import words
 
 LABELS = {
     "dice": "Dice", "dice_all": "Dice, all slices", "iou": "IoU", "pixel_accuracy": "Pixel acc.",
@@ -257,7 +257,9 @@ def budget_words(summary: Mapping[str, Any], studies: int = 1) -> str:
     if budget.keys() <= {"trials"}:
         return ""
     ended = f"{sum(summary['trials'].values())} of {budget['trials'] * studies} trials"
-    why = "" if stopped_by == "trials" else f"; no more would have ended within its {UNITS[stopped_by]}"
+    why = (
+        "" if stopped_by == "trials" else f"; no more would have ended within its {stopped_by.replace('gpu_', 'GPU ')}"
+    )
     return f"{ended}: {words(summary['spent'], budget)} spent{why}"
 
 

@@ -2,13 +2,13 @@
 
 A trial counts as if it trained all its folds, at the median speed of the epochs that were measured so far: those of its
 architecture, else those of all. While none is, trials are placed until the budget is spent. Of what is left, as much is
-kept as the cross-validation of the winners takes at that speed; starting its workers and scoring are not in it.
+kept as the cross-validation of the winners takes at that speed. To start workers takes seconds, which are not in it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
 from statistics import median
@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from braintum import storage
 from braintum.config import Experiment
 from braintum.tuning.parts import LIMITS
-from braintum.tuning.records import HISTORY, PLACED, SPEC
+from braintum.tuning.records import HISTORY, SPEC
 from braintum.tuning.slots import Places
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.spending import Spending, Spent, words
@@ -29,11 +29,10 @@ from braintum.tuning.trial import TrialSpec
 
 @dataclass
 class _Living:
-    """A trial, when it was placed, what its folds' epochs cost, how many it has trained, when the last one ended."""
+    """A trial: what all its folds' epochs cost, how many it has trained, when the last one ended."""
 
     architecture: str
     costs: list[float]
-    placed: float
     epochs: int = 0
     ended: float | None = None
 
@@ -41,7 +40,7 @@ class _Living:
 class Allowance:
     """Which study may place a trial: the shares of trials, and the budget. Told of every trial, its epochs, its end.
 
-    `folds` of a trial; `nested`: winners are trained on all of them at once, and not fold by fold.
+    `places`: of the cluster as it is when asked. `folds`: of a trial; `nested`: winners train once, on all of them.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class Allowance:
         space: SearchSpace,
         studies: Mapping[str, Study],
         spending: Spending,
-        places: Places,
+        places: Callable[[], Places],
         folds: int,
         *,
         nested: bool = False,
@@ -58,7 +57,6 @@ class Allowance:
         self._folds, self._nested = folds, nested
         self._costs = {name: _longest(space, name) for name in space.architectures}
         self._paces: dict[str, list[float]] = {name: [] for name in space.architectures}
-        self._starts: list[float] = []
         self._living: dict[str, _Living] = {}
         self._refused: dict[str, str] = {}
         if space.budget.limits:
@@ -78,10 +76,9 @@ class Allowance:
         limits = [self._limit(name) for name in names]
         return None if None in limits else limits[0]
 
-    @property
-    def way_out(self) -> str:
-        """What lets a search that has ended go on."""
-        budget, stopped_by = self._space.budget, self.stopped_by or "trials"
+    def way_out(self, stopped_by: str | None) -> str:
+        """What lets a search go on that was stopped by that."""
+        budget, stopped_by = self._space.budget, stopped_by or "trials"
         amounts = self._spending.now().amounts(budget.price_per_node_hour)
         why = "" if stopped_by == "trials" else f"no more fit into the budget ({words(amounts, budget.given)} spent): "
         return f"{why}give more --{stopped_by.replace('_', '-')}"
@@ -90,10 +87,9 @@ class Allowance:
         """The study that is furthest behind its share of trials, of those whose trials fit; None if there is none."""
         return next((name for name in self._behind() if self._limit(name) is None), None)
 
-    def placed(self, key: str, spec: TrialSpec, at: float) -> None:
-        """A trial, at a time as `time.time` has it."""
+    def placed(self, key: str, spec: TrialSpec) -> None:
         costs = Experiment.from_dict(spec.experiment).training.epoch_costs * self._folds
-        self._living[key] = _Living(spec.architecture, costs, at)
+        self._living[key] = _Living(spec.architecture, costs)
 
     def told(self, key: str, result: Mapping[str, Any]) -> None:
         """An epoch's result. Those that a resumed trial tells again say nothing of how fast it is."""
@@ -104,8 +100,6 @@ class Allowance:
             return
         if result["epoch"] == done:  # its last one is told twice, if nothing stops it
             return
-        if not done:
-            self._starts.append(result["began"] - trial.placed)
         seconds = result["ended"] - (result["began"] if trial.ended is None else trial.ended)
         self._paces[trial.architecture].append(seconds / trial.costs[result["epoch"] - 1])
         trial.ended = result["ended"]
@@ -122,11 +116,8 @@ class Allowance:
                     continue
                 spec = TrialSpec(**json.loads(trial.user_attrs[SPEC]))
                 place = storage.join(spec.out, HISTORY)
-                rows = storage.read_json(place) if storage.exists(place) else []
-                if not rows:
-                    continue
-                self.placed(spec.run, spec, trial.user_attrs.get(PLACED, [rows[0]["began"]])[0])
-                for row in rows:
+                self.placed(spec.run, spec)
+                for row in storage.read_json(place) if storage.exists(place) else []:
                     self.told(spec.run, row)
                 self.ended(spec.run)
 
@@ -152,32 +143,26 @@ class Allowance:
         if not limits:
             return None
         names = self._space.architectures if self._space.joint else (study,)
-        own = max(self._start() + self._pace(name) * self._costs[name] * self._folds for name in names)
-        living = [
-            self._pace(trial.architecture) * sum(trial.costs[trial.epochs :]) + (0.0 if trial.epochs else self._start())
-            for trial in self._living.values()
-        ]
-        reserve, gpu_reserve = self._reserve()
-        wall = max(own, *living) if living else own
-        gpu_seconds = (own + sum(living)) * self._places.trial_gpus
+        own = max(self._pace(name) * self._costs[name] * self._folds for name in names)
+        living = [self._pace(trial.architecture) * sum(trial.costs[trial.epochs :]) for trial in self._living.values()]
+        places, every = self._places(), [own, *living]
+        reserve, gpu_reserve = self._reserve(places)
+        wall = max(*every, sum(every) / places.trials)  # the latter where some wait for room
+        gpu_seconds = sum(every) * places.trial_gpus
         needs = Spent(wall + reserve, gpu_seconds + gpu_reserve, (wall + reserve) * self._spending.nodes)
         after = (self._spending.now() + needs).amounts(price)
         return next((name for name in LIMITS if name in limits and (after[name] or 0.0) > limits[name]), None)
 
-    def _reserve(self) -> tuple[float, float]:
+    def _reserve(self, places: Places) -> tuple[float, float]:
         """Seconds of wall time, and of GPUs, that training the winners takes."""
         of_fold = [self._pace(name) * self._costs[name] for name in self._space.architectures]
         seconds = max(of_fold) if self._nested and self._space.joint else sum(of_fold)
-        return ceil(self.winners / self._places.winners) * seconds, self.winners * seconds * self._places.winner_gpus
+        return ceil(self.winners / places.winners) * seconds, self.winners * seconds * places.winner_gpus
 
     def _pace(self, architecture: str) -> float:
         """Median seconds of an epoch by its cost; 0 while none was measured."""
         every = [seconds for pace in self._paces.values() for seconds in pace]
         return median(self._paces[architecture] or every or [0.0])
-
-    def _start(self) -> float:
-        """Median seconds from when a trial is placed to its first step: short once workers are there."""
-        return median(self._starts or [0.0])
 
 
 def _longest(space: SearchSpace, architecture: str) -> float:

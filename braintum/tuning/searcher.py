@@ -71,6 +71,8 @@ class OptunaSearcher(Searcher):
                 if SPEC not in trial.user_attrs:  # its driver died between asking and placing
                     study.tell(trial.number, state=TrialState.FAIL)
         self._running: dict[str, optuna.trial.Trial] = {}
+        self._waits = False
+        """Whether nothing more fits into the budget until a trial has ended."""
         self._unfinished = [
             optuna.trial.Trial(study, trial._trial_id)
             for study in studies.values()
@@ -82,9 +84,12 @@ class OptunaSearcher(Searcher):
         if self._unfinished:
             self._running[trial_id] = trial = self._unfinished.pop(0)
             return self._placed(trial_id, TrialSpec(**json.loads(trial.user_attrs[SPEC])))
+        if self._waits:
+            return None
         name = self._allowance.next_study()
         if name is None and self._running and self._allowance.stopped_by != "trials":
-            return None  # asked again: a trial that is stopped early leaves some of the budget
+            self._waits = True  # Tune asks again: a trial that is stopped early leaves some of the budget
+            return None
         if name is None:
             return cast(None, Searcher.FINISHED)  # a string, against the declared type
         self._running[trial_id], spec = self._ask(name)
@@ -96,7 +101,7 @@ class OptunaSearcher(Searcher):
             self._report(self._running[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        trial = self._running.pop(trial_id)
+        trial, self._waits = self._running.pop(trial_id), False
         if result is not None and "diverged" not in result:
             self._allowance.told(trial_id, result)  # the last one
         self._allowance.ended(trial_id)
@@ -131,7 +136,7 @@ class OptunaSearcher(Searcher):
         """What Tune hands to the trial: `params`, the values that were chosen, are for whoever shows them."""
         now, trial = time.time(), self._running[trial_id]
         trial.set_user_attr(PLACED, [*trial.user_attrs.get(PLACED, []), now])
-        self._allowance.placed(trial_id, spec, now)
+        self._allowance.placed(trial_id, spec)
         return {"trial": asdict(spec), "params": trial.params, "placed": now}
 
     def _ask(self, name: str) -> tuple[optuna.trial.Trial, TrialSpec]:

@@ -57,11 +57,12 @@ class Slots:
 
 @dataclass(frozen=True)
 class Places:
-    """GPUs that a trial holds, and a training of a winner; how many winners are trained at a time."""
+    """How many trials, and trainings of winners, run at a time; GPUs that one of either holds."""
 
+    trials: int = 1
+    winners: int = 1
     trial_gpus: float = 0.0
     winner_gpus: float = 0.0
-    winners: int = 1
 
     @classmethod
     def of(cls, slots: Slots) -> Self:
@@ -69,9 +70,9 @@ class Places:
         gpus = slots.workers * slots.per_worker.get("GPU", 0.0)
         trials = slots.filled or slots.count
         if slots.workers > 1:
-            return cls(gpus, slots.workers * bool(gpus), 1)
+            return cls(trials, 1, gpus, float(slots.workers * bool(gpus)))
         # Trials may share a GPU; trainings of winners do not.
-        return cls(gpus, float(bool(gpus)), max(1, int(trials * gpus + 1e-6)) if gpus else trials)
+        return cls(trials, max(1, int(trials * gpus + 1e-6)) if gpus else trials, gpus, float(bool(gpus)))
 
 
 def alive_nodes() -> int:

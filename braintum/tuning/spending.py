@@ -133,12 +133,11 @@ class Spending:
             _log.warning("%s: not written: %s", self._url, error)
 
 
-UNITS = {"hours": "hours", "gpu_hours": "GPU hours", "cost": "cost of nodes"}
-"""What people call the limits."""
+_UNITS = {"hours": "hours", "gpu_hours": "GPU hours", "cost": "in cost"}
 
 
 def words(spent: Mapping[str, Any], budget: Mapping[str, Any]) -> str:
     """What was spent of each limit, such as `1.97 of 2 hours`; the cost also where there is a price and no limit."""
     shown = [name for name in LIMITS if name in budget or (name == "cost" and spent[name] is not None)]
     of = (f"{spent[name]:.3g} of {budget[name]:g}" if name in budget else f"{spent[name]:.3g}" for name in shown)
-    return ", ".join(f"{amount} {UNITS[name]}" for name, amount in zip(shown, of, strict=True))
+    return ", ".join(f"{amount} {_UNITS[name]}" for name, amount in zip(shown, of, strict=True))

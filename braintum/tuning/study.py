@@ -98,7 +98,9 @@ def run_study(
         studies = _open_studies(space, file)
         left = sum(space.shares().values()) - _ended(studies)
         places = Places.of(shared.slots)
-        allowance = Allowance(space, studies, spending, places, folds, nested=outer is not None)
+        allowance = Allowance(
+            space, studies, spending, lambda: Places.of(shared.slots), folds, nested=outer is not None
+        )
         asked = {"trials": space.trials, **space.budget.given}
         if left > 0 and not _unfinished(studies) and allowance.stopped_by:  # the budget is spent
             left = 0
@@ -127,7 +129,7 @@ def run_study(
     if not best:
         reason = next((trial["failure"] for trial in trials if trial["failure"]), "")
         ended = ", ".join(f"{count} {state}" for state, count in counts(trials).items())
-        raise StudyFailed(f"{out}: no trial finished all folds ({ended}); {reason or allowance.way_out}")
+        raise StudyFailed(f"{out}: no trial finished all folds ({ended}); {reason or allowance.way_out(stopped_by)}")
     spending.hold("winners", places.winner_gpus * min(places.winners, allowance.winners))
     summary = {
         "name": space.name,

@@ -45,7 +45,7 @@ def test_a_diverged_trial_is_told_as_failed_without_a_score(tmp_path: Path) -> N
     }))  # fmt: skip
     study = optuna.create_study(direction="maximize")
     space, studies = SearchSpace.load(file), {"unet": study}
-    allowance = Allowance(space, studies, Spending(str(tmp_path)), Places(), folds=2)
+    allowance = Allowance(space, studies, Spending(str(tmp_path)), Places, folds=2)
     searcher = OptunaSearcher(space, studies, lambda *_: spec_of(tmp_path), allowance)
     diverged = {"diverged": "the loss became nan at epoch 1, step 2", "finished": False, "epoch": 0, "score": 0.0}
     searcher.suggest("a")
