@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
-import traceback
 from typing import Any
 
 import optuna
@@ -258,8 +257,8 @@ def _tune(
             tuner.fit()
         except KeyboardInterrupt as error:
             # Tune ends the trials' actors only after an Exception. They would keep their cores for as long as somebody
-            # holds the traceback, as a notebook does.
-            traceback.clear_frames(error.__traceback__)
+            # holds the traceback, as a notebook does; to clear its frames is not enough, as Tune's have closures.
+            error.__traceback__ = None
             gc.collect()
             raise
 
