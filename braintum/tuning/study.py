@@ -101,7 +101,7 @@ def run_study(
             space, studies, spending, lambda: Places.of(shared.slots), folds, nested=outer is not None
         )
         asked = {"trials": space.trials, **space.budget.given}
-        if left > 0 and not _unfinished(studies) and allowance.stopped_by:  # the budget is spent
+        if not _may_go_on(studies, allowance):  # the budget is spent
             left = 0
         if left <= 0 and storage.exists(summary_url):
             known: dict[str, Any] = storage.read_json(summary_url)
@@ -113,7 +113,7 @@ def run_study(
         progress.expect(left)
         watch = Watch(progress, folds, file, events, studies, spending, places.trial_gpus)
         searched = time.monotonic()
-        if left > 0:
+        if left > 0 and _may_go_on(studies, allowance):
             _tune(space, studies, left, out, folds, shared, outer, watch, allowance)
         seconds = time.monotonic() - searched
         stopped_by = allowance.stopped_by
@@ -182,9 +182,10 @@ def _open_studies(space: SearchSpace, file: OptunaFile) -> dict[str, Study]:
     return studies
 
 
-def _unfinished(studies: dict[str, Study]) -> bool:
-    """Whether earlier starts have left trials that have begun: they are finished, whatever the budget."""
-    return any(study.get_trials(deepcopy=False, states=[TrialState.RUNNING]) for study in studies.values())
+def _may_go_on(studies: dict[str, Study], allowance: Allowance) -> bool:
+    """Whether there is something to train: what earlier starts have begun is finished, whatever the budget."""
+    begun = (study.get_trials(deepcopy=False, states=[TrialState.RUNNING]) for study in studies.values())
+    return any(begun) or allowance.stopped_by is None
 
 
 def _ended(studies: dict[str, Study]) -> int:
