@@ -30,9 +30,12 @@ from record import record
 from braintum.data.ingest.phantom import ingest_phantom
 from braintum.data.table import load_table
 from braintum.training.device import keep_freed_memory
+from braintum.tuning.budget import Allowance
 from braintum.tuning.racing import Race
 from braintum.tuning.searcher import OptunaSearcher, seed_of
+from braintum.tuning.slots import Places
 from braintum.tuning.space import SearchSpace
+from braintum.tuning.spending import Spending
 from braintum.tuning.trial import HISTORY, TrialSpec, trial_epochs
 
 NAME = "joint_unet"
@@ -84,7 +87,8 @@ def train(folder: Path, seed: int) -> list[TrialSpec]:
 
     study = optuna.create_study(direction="maximize")
     study.enqueue_trial(space.defaults(NAME))
-    searcher = OptunaSearcher(space, {NAME: study}, place)
+    allowance = Allowance(space, {NAME: study}, Spending(str(folder)), Places, FOLDS)
+    searcher = OptunaSearcher(space, {NAME: study}, place, allowance)
     specs = []
     for number in range(TRIALS):
         proposed = searcher.suggest(str(number))

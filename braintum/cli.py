@@ -24,8 +24,11 @@ from braintum.contact import first_contact
 from braintum.models.registry import architectures, model_config_class
 from braintum.options import (
     Config,
+    Cost,
     DataUrl,
     Folds,
+    GpuHours,
+    Hours,
     Json,
     NewUrl,
     OutUrl,
@@ -250,6 +253,9 @@ def search(
         int | None,
         typer.Option(min=1, help="Trainings of each winner with another seed; else what the space says, or 1."),
     ] = None,
+    hours: Hours = None,
+    gpu_hours: GpuHours = None,
+    cost: Cost = None,
     nested: Annotated[
         bool, typer.Option("--nested", help="Search once for each fold without it, and score the winner on it.")
     ] = False,
@@ -264,7 +270,9 @@ def search(
     from braintum.tuning.space import SearchSpace
 
     overrides = parse_overrides(settings or [])
-    loaded = SearchSpace.load(space, trials=trials, folds=folds, seeds=seeds, overrides=overrides)
+    limits = {"hours": hours, "gpu_hours": gpu_hours, "cost": cost}
+    budget = {name: value for name, value in limits.items() if value is not None}
+    loaded = SearchSpace.load(space, trials=trials, folds=folds, seeds=seeds, budget=budget, overrides=overrides)
     from braintum.console import print_nested, print_study
     from braintum.training.progress import Progress
     from braintum.tuning.nested import nested_search

@@ -12,7 +12,7 @@ from rich.table import Table
 from braintum import storage
 from braintum.reporting import contents
 from braintum.reporting.results import standing
-from braintum.reporting.tables import heading, leak_words, mean_sd, racing_words, shown, text, unit_of
+from braintum.reporting.tables import budget_words, heading, leak_words, mean_sd, racing_words, shown, text, unit_of
 
 
 def print_card(card: Mapping[str, Any]) -> None:
@@ -127,6 +127,8 @@ def print_study(summary: Mapping[str, Any]) -> None:
         print(f"Pareto front of {name}: trials {numbers}; chosen: {chosen}, {summary['chosen_by']}")
     if "racing" in summary:
         print(racing_words(summary["racing"]))
+    if spent := budget_words(summary):
+        print(spent)
     states = ", ".join(f"{count} {state}" for state, count in summary["trials"].items())
     busy = summary["busy_share"]
     print(f"trials: {states}; {summary['seconds']:.0f} s" + ("" if busy is None else f", workers busy {busy:.0%}"))
@@ -148,8 +150,11 @@ def print_nested(summary: Mapping[str, Any]) -> None:
         print(leak_words(summary["leaks"]))
     for name, reason in summary["failed"].items():
         print(f"not ranked: {name}, {reason}")
+    studies = len(ranked[0][1]["outer"])
+    if spent := budget_words(summary, studies):
+        print(spent)
     states = ", ".join(f"{count} {state}" for state, count in summary["trials"].items())
-    print(f"trials of {len(ranked[0][1]['outer'])} studies: {states}; {summary['seconds']:.0f} s")
+    print(f"trials of {studies} studies: {states}; {summary['seconds']:.0f} s")
 
 
 def _sds(seeds: int) -> str:

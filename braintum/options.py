@@ -51,6 +51,13 @@ Config = Annotated[
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, such as optim.lr=3e-4; repeatable.")]
 Folds = Annotated[int | None, typer.Option(min=2, help="Number of folds; the source's own, else 5.")]
+Hours = Annotated[
+    float | None, typer.Option(help="Wall time that the study may take over all its starts; else what the space says.")
+]
+GpuHours = Annotated[float | None, typer.Option(help="Hours of GPUs that it may hold; the same.")]
+Cost = Annotated[
+    float | None, typer.Option(help="What its nodes may cost, at budget.price_per_node_hour of the space; the same.")
+]
 Workers = Annotated[int, typer.Option(min=1, help="Worker processes of a training.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")]
 Strict = Annotated[

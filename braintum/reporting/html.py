@@ -175,11 +175,14 @@ def _facts(results: Results) -> dict[str, str]:
         facts["in the data"] = _contents(card)
     if results.entries:
         facts |= _scored(results, card)
+    studies = 1
     if results.study and results.kind == "nested study":
-        folds = results.entries[0].summary["folds"]
-        facts["trials"] = f"{sum(results.summary['trials'].values())}, in {len(folds)} studies"
+        studies = len(results.entries[0].summary["folds"])
+        facts["trials"] = f"{sum(results.summary['trials'].values())}, in {studies} studies"
     elif results.study and results.study.trials:
         facts["trials"] = str(len(results.study.trials))
+    if of_budget := tables.budget_words(results.summary, studies):
+        facts["budget"] = of_budget
     if results.entries and results.entries[0].seeds > 1:
         facts["seeds"] = str(results.entries[0].seeds)
     spent = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from braintum.reporting.results import Entry, Results
+from braintum.tuning.spending import words
 
 LABELS = {
     "dice": "Dice", "dice_all": "Dice, all slices", "iou": "IoU", "pixel_accuracy": "Pixel acc.",
@@ -248,6 +249,18 @@ def racing_words(racing: Mapping[str, Any]) -> str:
     if racing["unit"] == "slice":
         words += " Cases are not known and slices of one are not independent, so the level is nominal."
     return words
+
+
+def budget_words(summary: Mapping[str, Any], studies: int = 1) -> str:
+    """What a study, or the studies of a nested one, spent of a budget; empty where there is none."""
+    budget, stopped_by = summary.get("budget", {}), summary.get("stopped_by", "trials")
+    if budget.keys() <= {"trials"}:
+        return ""
+    ended = f"{sum(summary['trials'].values())} of {budget['trials'] * studies} trials"
+    why = (
+        "" if stopped_by == "trials" else f"; no more would have ended within its {stopped_by.replace('gpu_', 'GPU ')}"
+    )
+    return f"{ended}: {words(summary['spent'], budget)} spent{why}"
 
 
 def _setting(value: Any) -> str | None:

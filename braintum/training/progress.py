@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import Counter
@@ -70,6 +71,7 @@ class Progress:
         self._earlier: Counter[str] = Counter()
         self._best: dict[str, tuple[float, str]] = {}
         self._note = ""
+        self._ends_by = math.inf
         self._console = Console(stderr=True, markup=False, emoji=False)  # brackets in a name are the name
         self._live: Live | None = None
         self._printed: dict[str, float] = {}
@@ -104,6 +106,10 @@ class Progress:
     def note(self, text: str) -> None:
         """A line that is shown until another one takes its place, such as what was spent of a budget."""
         self._note = text
+
+    def at_most(self, seconds: float) -> None:
+        """In so many seconds a budget ends the whole, however many rows are still to come."""
+        self._ends_by = time.monotonic() + seconds
 
     def update(
         self,
@@ -147,15 +153,20 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until all expected rows have ended; None while none has ended here.
+        """Until all expected rows have ended, or `at_most` has passed; None while neither is known.
 
         As if those to come took as long on average as those that ended, and as many trained at a time as do now.
         """
+        rows_end, budget_ends = self._rows_end(), max(0.0, self._ends_by - time.monotonic())
+        return min(rows_end, budget_ends) if min(rows_end, budget_ends) < math.inf else None
+
+    def _rows_end(self) -> float:
+        """Seconds until all expected rows have ended; inf while none has ended here."""
         rows = list(self.rows.values())  # other threads add some meanwhile
         ended = [(row.took, row.trained) for row in rows if row.took is not None]
         training = [row for row in rows if row.state == "training"]
         if not ended or not training:
-            return None
+            return math.inf
         seconds, costs = sum(took for took, _ in ended), sum(trained for _, trained in ended)
         mean, now = seconds / len(ended), time.monotonic()
         left: list[float] = []

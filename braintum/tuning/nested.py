@@ -27,6 +27,7 @@ from braintum.training.run import prepare_out, refuse_at_once, versions
 from braintum.tuning.searcher import seed_of
 from braintum.tuning.shared import share
 from braintum.tuning.space import SearchSpace
+from braintum.tuning.spending import Spending, Spent
 from braintum.tuning.study import record, run_study, say_starts
 from braintum.tuning.trial import Outer
 from braintum.tuning.views import refuse_unusable
@@ -46,7 +47,8 @@ def nested_search(
 
     Each has `outer` {fold: {architecture, trial, experiment, selection, nested, metrics}}, `over_folds`, `seeds`,
     `hd_unit`, and `optimism` {selection, nested, difference}: the mean of the inner winners' own selection scores, of
-    the same score on their outer folds, and the first minus the second. `trials` of the space are of every inner study.
+    the same score on their outer folds, and the first minus the second. `trials` of the space are of every inner study,
+    its `budget` of all of them: each gets an equal share of what is left.
     Raises as `search` does, and ConfigError where nothing is searched.
     """
     started = time.monotonic()
@@ -68,16 +70,23 @@ def nested_search(
             return known
         storage.remove(summary_url)  # it is of fewer trials or seeds; if this start is stopped, it must not stay
     progress.say(cost(space, len(outers), max(folds for _, folds in checked)))
-    parts = {}
+    parts: dict[str, dict[str, Any]] = {}
+    spent = Spent()
+    price, began = space.budget.price_per_node_hour, started
     for outer in outers:
+        inner = inner_space(space, outer)
+        budget = space.budget.share(spent.amounts(price), len(outers) - len(parts))
         place = place_of_outer(out, outer[0])
         if not storage.exists(storage.join(place, "study.json")):
             storage.remove(place)  # stopped before anything was written
         progress.say(f"leaving out fold {outer[0]} of {', '.join(names)}")
-        parts[outer[0]] = run_study(
-            inner_space(space, outer), shared, place,
-            outer=outer, started=time.monotonic(), resume=True, progress=progress,
-        )  # fmt: skip
+        with Spending(place) as spending:
+            parts[outer[0]] = run_study(
+                inner.model_copy(update={"budget": budget}), shared, place, spending,
+                outer=outer, started=began, resume=True, progress=progress,
+            )  # fmt: skip
+        spent += spending.now()
+        began = time.monotonic()
     found, failed, predictions = _gathered(space, out, parts)
     storage.write_table(
         storage.join(out, "predictions.parquet"), pa.concat_tables(predictions, promote_options="default")
@@ -90,6 +99,9 @@ def nested_search(
         "failed": failed,
         "leaks": shared.leaks,
         "resources": space.resources.model_dump(mode="json"),
+        "budget": {"trials": space.trials, **space.budget.given},
+        "spent": spent.amounts(price),
+        "stopped_by": next((part["stopped_by"] for part in parts.values() if part["stopped_by"] != "trials"), "trials"),
         "seconds": time.monotonic() - started,
         "data": about["data"],
         "versions": versions("optuna"),
@@ -165,7 +177,9 @@ def _is_finished(summary: Mapping[str, Any], space: SearchSpace, outer: int) -> 
     """Whether a nested study's summary is of all that the space asks for."""
     seeds = min(found["seeds"]["n"] for found in summary["nested"].values())
     ended = sum(summary["trials"].values())
-    return not summary["failed"] and seeds >= space.seeds and ended >= outer * space.trials
+    asked = {"trials": space.trials, **space.budget.given}
+    spent = summary.get("stopped_by", "trials") != "trials" and summary["budget"] == asked
+    return not summary["failed"] and seeds >= space.seeds and (spent or ended >= outer * space.trials)
 
 
 def _about(winners: Mapping[str, Mapping[str, Any]], predictions: pa.Table) -> dict[str, Any]:

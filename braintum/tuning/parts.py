@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -57,3 +58,41 @@ class Racing(Part):
     level: float = Field(
         0.05, gt=0, lt=1, description="how likely a trial that is as good as the best is stopped, over all its folds"
     )
+
+
+LIMITS = ("hours", "gpu_hours", "cost")
+
+
+class Budget(Part):
+    """What a study may take over all its starts, the cross-validation of its winners included.
+
+    No trial is placed that would not end within it, run through all its folds; see `braintum/tuning/budget.py`.
+    """
+
+    hours: float | None = Field(None, gt=0, description="of wall time")
+    gpu_hours: float | None = Field(None, gt=0, description="hours × GPUs that are held")
+    cost: float | None = Field(
+        None, gt=0, description="of nodes, at price_per_node_hour, for as long as they are alive"
+    )
+    price_per_node_hour: float | None = Field(None, gt=0, description="of one node, in the unit of `cost`")
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if self.cost is not None and self.price_per_node_hour is None:
+            raise ValueError(f"cost: {self.cost:g}: what does a node cost? Set budget.price_per_node_hour in the space")
+        return self
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Those that are set, by their name."""
+        return {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
+
+    @property
+    def given(self) -> dict[str, float]:
+        """All that is set."""
+        return self.model_dump(exclude_none=True)
+
+    def share(self, spent: Mapping[str, float | None], parts: int) -> Self:
+        """An equal part of what is left."""
+        left = {name: (most - (spent[name] or 0.0)) / parts for name, most in self.limits.items()}
+        return self.model_copy(update=left)

@@ -21,6 +21,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from braintum.tuning.budget import Allowance
 from braintum.tuning.parts import Sampler
 from braintum.tuning.racing import Race
 from braintum.tuning.records import ALONE, LOST, PLACED, SPEC
@@ -54,7 +55,7 @@ class OptunaSearcher(Searcher):
 
     `studies`: by architecture, or the joint one under the space's name. `place` completes a trial's values to its
     TrialSpec. Trials stopped by the scheduler are told as PRUNED at the step they reached, diverged and broken ones
-    as FAIL, and only those that finished all folds as COMPLETE.
+    as FAIL, and only those that finished all folds as COMPLETE. What the `allowance` does not allow is not handed out.
     """
 
     def __init__(
@@ -62,15 +63,19 @@ class OptunaSearcher(Searcher):
         space: SearchSpace,
         studies: dict[str, Study],
         place: Callable[[str, int, str, dict[str, Any]], TrialSpec],
+        allowance: Allowance,
         slots: Slots,
     ) -> None:
         super().__init__(metric="score", mode="max")
-        self._space, self._studies, self._place, self._slots = space, studies, place, slots
+        self._space, self._studies, self._place = space, studies, place
+        self._allowance, self._slots = allowance, slots
         for study in studies.values():
             for trial in study.get_trials(states=[TrialState.RUNNING]):
                 if SPEC not in trial.user_attrs:  # its driver died between asking and placing
                     study.tell(trial.number, state=TrialState.FAIL)
         self._running: dict[str, optuna.trial.Trial] = {}
+        self._waits = False
+        """Whether nothing more fits into the budget until a trial has ended."""
         self._unfinished = [
             optuna.trial.Trial(study, trial._trial_id)
             for study in studies.values()
@@ -81,21 +86,30 @@ class OptunaSearcher(Searcher):
         """A TrialSpec and when it was asked for: Tune asks when there is a slot, and places it at once."""
         if self._unfinished:
             self._running[trial_id] = trial = self._unfinished.pop(0)
-            return self._placed(trial, json.loads(trial.user_attrs[SPEC]))
-        name = self._next_study()
-        if name is None and self._running and self._slots.trials_per_gpu > 1:
-            return None  # one of them may be out of memory, and is handed out again
+            return self._placed(trial_id, TrialSpec(**json.loads(trial.user_attrs[SPEC])))
+        if self._waits:
+            return None
+        name = self._allowance.next_study()
+        # Tune asks again: a trial that is stopped early leaves some of the budget, one without memory is handed out.
+        may_go_on = self._allowance.stopped_by != "trials" or self._slots.trials_per_gpu > 1
+        if name is None and self._running and may_go_on:
+            self._waits = True
+            return None
         if name is None:
             return cast(None, Searcher.FINISHED)  # a string, against the declared type
         self._running[trial_id], spec = self._ask(name)
-        return self._placed(self._running[trial_id], asdict(spec))
+        return self._placed(trial_id, spec)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if "outcome" not in result:
+            self._allowance.told(trial_id, result)
             self._report(self._running[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        trial = self._running.pop(trial_id)
+        trial, self._waits = self._running.pop(trial_id), False
+        if result is not None and "outcome" not in result:
+            self._allowance.told(trial_id, result)  # the last one
+        self._allowance.ended(trial_id)
         if result is not None and result.get("outcome") == CROWDED:
             trial.set_user_attr(ALONE, True)
             self._unfinished.append(trial)
@@ -127,11 +141,13 @@ class OptunaSearcher(Searcher):
         if result[STEPS] not in known:
             trial.report(result["score"], result[STEPS])
 
-    def _placed(self, trial: optuna.trial.Trial, spec: dict[str, Any]) -> dict[str, Any]:
+    def _placed(self, trial_id: str, spec: TrialSpec) -> dict[str, Any]:
         """What Tune hands to the trial: `params`, the values that were chosen, are for whoever shows them."""
-        now = time.time()
+        now, trial = time.time(), self._running[trial_id]
         trial.set_user_attr(PLACED, [*trial.user_attrs.get(PLACED, []), now])
-        return {"trial": spec, "params": trial.params, "placed": now, "gpus": self._slots.gpus(self._sharing(trial))}
+        self._allowance.placed(trial_id, spec)
+        gpus = self._slots.gpus(self._sharing(trial))
+        return {"trial": asdict(spec), "params": trial.params, "placed": now, "gpus": gpus}
 
     def _sharing(self, trial: optuna.trial.Trial) -> int:
         """How many trials share a GPU: one less for each that had no memory beside others, which are alone."""
@@ -139,13 +155,6 @@ class OptunaSearcher(Searcher):
             return 1
         every = [known for study in self._studies.values() for known in study.get_trials(deepcopy=False)]
         return max(1, self._slots.trials_per_gpu - sum(ALONE in known.user_attrs for known in every))
-
-    def _next_study(self) -> str | None:
-        """The study that is furthest behind its share of trials; None when all have theirs."""
-        shares = self._space.shares()
-        asked = {name: len(study.get_trials(deepcopy=False)) - _waiting(study) for name, study in self._studies.items()}
-        behind = [name for name in shares if asked[name] < shares[name]]
-        return min(behind, key=lambda name: asked[name] / shares[name], default=None)
 
     def _ask(self, name: str) -> tuple[optuna.trial.Trial, TrialSpec]:
         study = self._studies[name]

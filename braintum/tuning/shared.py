@@ -43,6 +43,11 @@ def share(space: SearchSpace, data_url: str, *, allow_leak: bool, progress: Prog
     if not slots.filled:
         progress.say("no node has room for a trial yet: they wait until the cluster grows")
     refuse_unmeasurable(space, slots)
+    if space.budget.gpu_hours is not None and "GPU" not in slots.per_worker:
+        raise ConfigError(
+            f"budget.gpu_hours: {space.budget.gpu_hours:g}: a budget of GPU hours has no effect without GPUs, and "
+            "trials take none here; leave it out, or give hours"
+        )
     tables = {name: share_table(data_url, data, trainings=slots.count) for name, data in views.items()}
     whole = whole_view(views.values())
     leaks = refuse_leaks(ray.get(tables.get(view(whole)) or share_table(data_url, whole)), allow=allow_leak)

@@ -60,6 +60,31 @@ class Slots:
         return max(1, int(self.per_worker["CPU"]))
 
 
+@dataclass(frozen=True)
+class Places:
+    """How many trials, and trainings of winners, run at a time; GPUs that one of either holds."""
+
+    trials: int = 1
+    winners: int = 1
+    trial_gpus: float = 0.0
+    winner_gpus: float = 0.0
+
+    @classmethod
+    def of(cls, slots: Slots) -> Self:
+        """Of a cluster as it is now; one that is at rest, as it may become."""
+        gpus = slots.workers * slots.per_worker.get("GPU", 0.0)
+        trials = slots.filled or slots.count
+        if slots.workers > 1:
+            return cls(trials, 1, gpus, float(slots.workers * bool(gpus)))
+        # Trials may share a GPU; trainings of winners do not.
+        return cls(trials, max(1, int(trials * gpus + 1e-6)) if gpus else trials, gpus, float(bool(gpus)))
+
+
+def alive_nodes() -> int:
+    """The cluster's nodes as they are now, the head among them."""
+    return sum(node["Alive"] for node in ray.nodes())
+
+
 def _room(per_worker: dict[str, float]) -> int:
     """How many workers the living nodes hold; a worker lies on one node."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

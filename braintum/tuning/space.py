@@ -22,7 +22,7 @@ from braintum.config import Experiment, merge, parse_settings, read_settings
 from braintum.models.registry import architectures
 from braintum.settings import ConfigError, Part, Where, one_line, parse_yaml
 from braintum.tuning.parameter import Parameter, Scalar, holds
-from braintum.tuning.parts import COSTS, Racing, Resources, Sampler, Scheduler
+from braintum.tuning.parts import COSTS, Budget, Racing, Resources, Sampler, Scheduler
 
 if TYPE_CHECKING:
     import optuna
@@ -80,6 +80,7 @@ class SearchSpace(Part):
     )
     sampler: Sampler = Sampler()
     scheduler: Scheduler = Field(default_factory=lambda: Scheduler.model_validate({}))
+    budget: Budget = Field(Budget(), description="no trial is placed that would not end within it")
     racing: Racing | None = Field(None, description="stops trials that have lost at the end of a fold; None: does not")
     parameters: dict[str, Parameter] = Field({}, description="what is searched; without any it is a comparison")
 
@@ -88,7 +89,7 @@ class SearchSpace(Part):
         if self.parameters and not self.trials:
             raise ValueError("trials: expected 1 or more, found none")
         fields = type(self).model_fields
-        idle = [f for f in ("trials", "joint", "objectives", "score", "scheduler", "racing")
+        idle = [f for f in ("trials", "joint", "objectives", "score", "scheduler", "budget", "racing")
                 if getattr(self, f) != fields[f].get_default(call_default_factory=True)]  # fmt: skip
         for field in [*idle, *(["sampler.name"] if self.sampler.name != Sampler().name else [])]:
             if not self.parameters:
@@ -147,6 +148,7 @@ class SearchSpace(Part):
         trials: int | None = None,
         folds: int | None = None,
         seeds: int | None = None,
+        budget: Mapping[str, float] | None = None,
         overrides: Mapping[str, Any] | None = None,
     ) -> Self:
         """Reads and checks a space at a path or URL; what else is given replaces what it says.
@@ -167,7 +169,10 @@ class SearchSpace(Part):
             place = _beside(str(path), base)
             settings = {**settings, "base": parse_settings(_read(place, f"{path}: base: {place}: no such file"), place)}
         options = {"trials": trials, "folds": folds, "seeds": seeds}
-        given = {field: value for field, value in options.items() if value is not None}
+        given: dict[str, Any] = {field: value for field, value in options.items() if value is not None}
+        if budget:
+            own_budget = settings.get("budget")
+            given["budget"] = {**(own_budget if isinstance(own_budget, dict) else {}), **budget}
         try:
             space = cls.model_validate_json(json.dumps({**settings, **given}))
         except ValidationError as error:
@@ -265,7 +270,7 @@ class SearchSpace(Part):
         return {name: each + (i < rest) for i, name in enumerate(self.architectures)}
 
     def settings(self) -> dict[str, Any]:
-        """All but `trials`, `seeds` and `resources`, as plain values."""
+        """All but `trials`, `seeds`, `resources` and `budget`, as plain values."""
         return self.model_dump(mode="json", by_alias=True, exclude=self._left_out)
 
     @property
@@ -275,12 +280,13 @@ class SearchSpace(Part):
             "trials",
             "seeds",
             "resources",
+            "budget",
             *(field for field in ("objectives", "racing") if not getattr(self, field)),
         }
 
     @property
     def digest(self) -> str:
-        """16 hex digits of all that decides what a trial means: not of `trials`, `seeds` and `resources`."""
+        """16 hex digits of all that decides what a trial means: not of `trials`, `seeds`, `resources` and `budget`."""
         settings = self.model_dump(mode="json", exclude=self._left_out)
         bases = [self.experiment(architecture, {}).to_dict() for architecture in self.architectures]
         return hashlib.sha256(json.dumps([settings, bases]).encode()).hexdigest()[:16]
@@ -328,6 +334,7 @@ def _siblings(where: Where) -> str:
         "resources": Resources,
         "sampler": Sampler,
         "scheduler": Scheduler,
+        "budget": Budget,
         "racing": Racing,
         "parameters": Parameter,
     }

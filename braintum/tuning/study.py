@@ -13,12 +13,12 @@ import gc
 import os
 import tempfile
 import time
-import traceback
 from typing import Any
 
 import optuna
 import ray
 from optuna.study import Study
+from optuna.trial import TrialState
 from ray import tune
 from ray.tune.error import TuneError
 from sqlalchemy.exc import OperationalError
@@ -29,6 +29,7 @@ from braintum.data.table import SliceTable
 from braintum.training.progress import Progress
 from braintum.training.run import prepare_out, refuse_at_once, say_start, versions
 from braintum.training.worker import MAX_FAILURES
+from braintum.tuning.budget import Allowance
 from braintum.tuning.front import RULE, pareto
 from braintum.tuning.importance import importances
 from braintum.tuning.outcome import only_the_best, race_summary, winners
@@ -37,7 +38,9 @@ from braintum.tuning.racing import refuse_powerless
 from braintum.tuning.records import HISTORY_COLUMNS, TRIAL_COLUMNS, counts, trials_and_history
 from braintum.tuning.searcher import OptunaSearcher, StudySchedulers, seed_of
 from braintum.tuning.shared import Shared, share
+from braintum.tuning.slots import Places, alive_nodes
 from braintum.tuning.space import SearchSpace
+from braintum.tuning.spending import Spending
 from braintum.tuning.storage import FILE, OptunaFile
 from braintum.tuning.trial import OneWorkerTrial, Outer, TrialSpec, many_worker_trial
 from braintum.tuning.trial_events import TrialEvents
@@ -68,13 +71,15 @@ def search(
     refuse_at_once(data_url, out, resume=resume)
     shared = share(space, data_url, allow_leak=allow_leak, progress=progress)
     say_starts(space, shared, out, progress)
-    return run_study(space, shared, out, started=started, resume=resume, progress=progress)
+    with Spending(out) as spending:
+        return run_study(space, shared, out, spending, started=started, resume=resume, progress=progress)
 
 
 def run_study(
     space: SearchSpace,
     shared: Shared,
     out: str,
+    spending: Spending,
     *,
     outer: Outer | None = None,
     started: float,
@@ -83,7 +88,7 @@ def run_study(
 ) -> dict[str, Any]:
     """`search` on a dataset that is shared already. `outer`: trials do not see that fold, and winners hold out only it.
 
-    `started`: what the summary's `seconds` count from, as `time.monotonic` has it.
+    `started`: what the summary's `seconds`, and `spending`, count from, as `time.monotonic` has it.
     """
     table, folds = refuse_unusable(space, shared.tables, outer)
     about = record(space, shared.data_url, table, outer=outer and {"fold": outer[0], "folds": outer[1]})
@@ -95,17 +100,27 @@ def run_study(
     with OptunaFile(storage.join(out, FILE)) as file, TrialEvents() as events:
         studies = _open_studies(space, file)
         left = sum(space.shares().values()) - _ended(studies)
+        places = Places.of(shared.slots)
+        allowance = Allowance(
+            space, studies, spending, lambda: Places.of(shared.slots), folds, nested=outer is not None
+        )
+        asked = {"trials": space.trials, **space.budget.given}
+        if not _may_go_on(studies, allowance):  # the budget is spent
+            left = 0
         if left <= 0 and storage.exists(summary_url):
             known: dict[str, Any] = storage.read_json(summary_url)
-            if is_finished(known, space, winners(space, studies, out)):
+            by_trials = allowance.stopped_by == "trials"
+            if (by_trials or known.get("budget") == asked) and is_finished(known, space, winners(space, studies, out)):
                 return known
         storage.remove(summary_url)  # it is of fewer trials; if this start is stopped, the next one must not return it
+        spending.begin(started, space.budget, alive_nodes, progress)
         progress.expect(left)
-        watch = Watch(progress, folds, file, events, studies)
+        watch = Watch(progress, folds, file, events, studies, spending, places.trial_gpus)
         searched = time.monotonic()
-        if left > 0:
-            _tune(space, studies, left, out, folds, shared, outer, watch)
+        if left > 0 and _may_go_on(studies, allowance):
+            _tune(space, studies, out, folds, shared, outer, watch, allowance)
         seconds = time.monotonic() - searched
+        stopped_by = allowance.stopped_by
         trials, history = trials_and_history(studies, out)
         best, importance = winners(space, studies, out), importances(studies)
         raced = {"racing": race_summary(space, studies, folds, table)} if space.racing else {}
@@ -117,7 +132,8 @@ def run_study(
     if not best:
         reason = next((trial["failure"] for trial in trials if trial["failure"]), "")
         ended = ", ".join(f"{count} {state}" for state, count in counts(trials).items())
-        raise StudyFailed(f"{out}: no trial finished all folds ({ended}); {reason or 'give more --trials'}")
+        raise StudyFailed(f"{out}: no trial finished all folds ({ended}); {reason or allowance.way_out(stopped_by)}")
+    spending.hold("winners", places.winner_gpus * min(places.winners, allowance.winners))
     summary = {
         "name": space.name,
         "trials": counts(trials),
@@ -129,6 +145,9 @@ def run_study(
         "importance": importance,
         "busy_share": watch.busy / (seconds * max(1, shared.slots.filled)) if watch.busy else None,
         "resources": space.resources.model_dump(mode="json"),
+        "budget": asked,
+        "spent": spending.now().amounts(space.budget.price_per_node_hour),
+        "stopped_by": stopped_by,
         "search_seconds": seconds,
         "start_seconds": list(watch.starts.values()),
         "seconds": time.monotonic() - started,
@@ -167,6 +186,12 @@ def _open_studies(space: SearchSpace, file: OptunaFile) -> dict[str, Study]:
     return studies
 
 
+def _may_go_on(studies: dict[str, Study], allowance: Allowance) -> bool:
+    """Whether there is something to train: what earlier starts have begun is finished, whatever the budget."""
+    begun = (study.get_trials(deepcopy=False, states=[TrialState.RUNNING]) for study in studies.values())
+    return any(begun) or allowance.stopped_by is None
+
+
 def _ended(studies: dict[str, Study]) -> int:
     return sum(trial.state.is_finished() for study in studies.values() for trial in study.get_trials(deepcopy=False))
 
@@ -174,12 +199,12 @@ def _ended(studies: dict[str, Study]) -> int:
 def _tune(
     space: SearchSpace,
     studies: dict[str, Study],
-    left: int,
     out: str,
     folds: int,
     shared: Shared,
     outer: Outer | None,
     watch: Watch,
+    allowance: Allowance,
 ) -> None:
     """Runs the trials that are left."""
     slots, tables = shared.slots, shared.tables
@@ -216,7 +241,7 @@ def _tune(
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=OptunaSearcher(space, studies, place, slots),
+                search_alg=OptunaSearcher(space, studies, place, allowance, slots),
                 scheduler=StudySchedulers(space, studies, most_epochs, folds),
                 metric="score",
                 mode="max",
@@ -237,8 +262,8 @@ def _tune(
             tuner.fit()
         except KeyboardInterrupt as error:
             # Tune ends the trials' actors only after an Exception. They would keep their cores for as long as somebody
-            # holds the traceback, as a notebook does.
-            traceback.clear_frames(error.__traceback__)
+            # holds the traceback, as a notebook does; to clear its frames is not enough, as Tune's have closures.
+            error.__traceback__ = None
             gc.collect()
             raise
         except (TuneError, OperationalError) as error:
@@ -248,7 +273,7 @@ def _tune(
 
 
 def _has_no_room(error: BaseException | None) -> bool:
-    """Whether an error comes from a full disk: Tune tells errors of its callbacks as its own, SQLite has its own kind."""
+    """Whether an error comes from a full disk: Tune wraps those of callbacks, SQLite has its own kind."""
     while error is not None:
         if storage.is_full(error) or "disk is full" in str(error):
             return True

@@ -15,21 +15,30 @@ from braintum.config import Experiment
 from braintum.training.checkpoint import STATE
 from braintum.training.progress import Progress
 from braintum.tuning.records import best_trials, ended_by_state
+from braintum.tuning.spending import Spending
 from braintum.tuning.storage import OptunaFile
 from braintum.tuning.trial import CROWDED, FULL, RAY_FILES, TrialSpec
 from braintum.tuning.trial_events import TrialEvents
 
 
 class Watch(tune.Callback):
-    """Follows Tune: shows progress, adds up busy seconds, and removes the checkpoints of trials that ended.
+    """Follows Tune: shows progress, adds up busy seconds and held GPUs, removes the checkpoints of trials that ended.
 
-    `events` gets every epoch; `studies` is what was found by earlier starts.
+    `events` gets every epoch; `studies` is what was found by earlier starts; a trial holds `gpus`.
     """
 
     def __init__(
-        self, progress: Progress, folds: int, file: OptunaFile, events: TrialEvents, studies: Mapping[str, Study]
+        self,
+        progress: Progress,
+        folds: int,
+        file: OptunaFile,
+        events: TrialEvents,
+        studies: Mapping[str, Study],
+        spending: Spending,
+        gpus: float,
     ) -> None:
         self._progress, self._folds, self._file, self._events = progress, folds, file, events
+        self._spending, self._gpus = spending, gpus
         self.busy = 0.0
         self.starts: dict[str, float] = {}
         """Seconds from when a trial was placed to its first step here."""
@@ -43,6 +52,7 @@ class Watch(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         spec = TrialSpec(**trial.config["trial"])
+        self._spending.hold(spec.run, self._gpus)
         costs = Experiment.from_dict(spec.experiment).training.epoch_costs * self._folds
         self._progress.update(spec.shown, what=spec.architecture, state="training", epoch_costs=costs)
 
@@ -85,6 +95,7 @@ class Watch(tune.Callback):
 
     def _end(self, trial: Any, state: str) -> None:
         spec = TrialSpec(**trial.config["trial"])
+        self._spending.release(spec.run)
         self._progress.update(spec.shown, state=state)
         self._events.end(spec.out)
         if self._file.safe():  # else who resumes would train it again from the start

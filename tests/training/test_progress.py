@@ -82,6 +82,19 @@ def test_time_left_is_as_long_as_those_took_that_ended(clock: list[float]) -> No
     assert progress.seconds_left == (30 + 30 + 60) / 2, "two half done, one to come, two at a time"
 
 
+def test_a_budget_ends_what_would_take_longer(clock: list[float]) -> None:
+    progress = Progress("search", quiet=True)
+    progress.at_most(500)
+    assert progress.seconds_left == 500, "before any row has ended"
+    search(progress, clock, 60)
+    assert progress.seconds_left == 60
+    progress.at_most(40)
+    clock[0] += 10
+    assert progress.seconds_left == 30
+    clock[0] += 100
+    assert progress.seconds_left == 0
+
+
 def test_a_search_is_summed_up_without_a_terminal_too(clock: list[float], capfd: pytest.CaptureFixture[str]) -> None:
     with Progress("search", score="selection score") as progress:
         search(progress, clock, 40)

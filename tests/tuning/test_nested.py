@@ -50,7 +50,8 @@ def nested(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A nested study that nobody disturbed: two outer folds of three, two trials each."""
     folder = tmp_path_factory.mktemp("nested")
     out = folder / "study"
-    nested_search(space(folder, **CHANGES), with_folds(folder / "set"), str(out), progress=quiet())
+    asked = space(folder, **CHANGES, budget={"hours": 24, "price_per_node_hour": 2})
+    nested_search(asked, with_folds(folder / "set"), str(out), progress=quiet())
     return out
 
 
@@ -58,6 +59,11 @@ def test_winners_are_scored_on_folds_that_their_search_never_saw(nested: Path) -
     summary = storage.read_json(str(nested / "summary.json"))
     found = summary["nested"]["joint_unet"]
     assert sum(summary["trials"].values()) == 4
+    inner_studies = [storage.read_json(str(nested / f"outer-{fold}" / "summary.json")) for fold in ("1", "2")]
+    shares, spent = zip(*((study["budget"]["hours"], study["spent"]["hours"]) for study in inner_studies), strict=True)
+    assert (summary["stopped_by"], summary["budget"]["hours"]) == ("trials", 24)
+    assert (shares[0], shares[1]) == (12, pytest.approx(24 - spent[0], rel=1e-3)), "what is left, shared out"
+    assert summary["spent"]["hours"] >= sum(spent)
     assert list(found["outer"]) == ["1", "2"]
     predictions = storage.read_table(str(nested / "predictions.parquet"))
     again = summarise(predictions)
@@ -92,6 +98,7 @@ def test_a_report_has_the_nested_score_beside_the_optimistic_one(
     printed = capsys.readouterr().out
     assert f"{optimism['selection']:.3f} │ {optimism['nested']:.3f}" in " ".join(printed.split())
     assert "trials of 2 studies: 4 complete" in printed
+    assert f"4 of 4 trials: {summary['spent']['hours']:.3g} of 24 hours, " in printed
     page = Path(report(str(nested))).read_text()
     assert f"joint_unet: {optimism['selection']:.3f} chosen, {optimism['nested']:.3f} nested" in page
     assert "braintum search space.yaml --nested" in page

@@ -174,6 +174,7 @@ objectives: [dice, macro_f1]
 sampler: {name: tpe, seed: 0}
 scheduler: {name: asha, grace_epochs: 5, reduction: 3}
 racing: {level: 0.05}
+budget: {hours: 2.0, gpu_hours: 8, cost: 40, price_per_node_hour: 3.2}
 parameters:
   optim.lr: {log_uniform: [1.0e-5, 1.0e-2]}
   model.attention: {choice: [none, gate, cbam, se]}

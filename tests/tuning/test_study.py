@@ -29,6 +29,7 @@ from braintum.config import Experiment
 from braintum.data.ingest.phantom import ingest_phantom
 from braintum.reporting.html import report
 from braintum.settings import ConfigError
+from braintum.training.progress import Progress
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.study import search
 
@@ -205,6 +206,24 @@ def test_a_resume_may_find_another_winner_but_not_answer_another_question(tiny_p
     times = {file: file.stat().st_mtime_ns for file in out.rglob("*.*") if file.is_file()}
     assert search(more, moved, str(out), resume=True, progress=quiet()) == second
     assert times == {file: file.stat().st_mtime_ns for file in times}, "nothing is trained or written again"
+
+
+class Interrupting(Progress):
+    """^C at a trial's first epoch, while Tune makes known what the trial has reported."""
+
+    def update(self, name: str, **given: Any) -> None:
+        super().update(name, **given)
+        if given.get("epoch"):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_interrupt_at_a_bad_time_leaves_no_actor(tiny_phantom: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "study")
+    with pytest.raises(KeyboardInterrupt) as held:
+        search(space(tmp_path, trials=2), tiny_phantom, out, progress=Interrupting("test", quiet=True))
+    wait_for(lambda: not workers_of("OneWorkerTrial"), 60)
+    assert held.tb is not None, "while somebody holds what was raised, as a notebook does"
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -13,9 +13,12 @@ from tiny import TINY
 
 from braintum.config import Experiment
 from braintum.data.table import load_table
+from braintum.tuning.budget import Allowance
 from braintum.tuning.searcher import OptunaSearcher
+from braintum.tuning.slots import Places, Slots
 from braintum.tuning.space import SearchSpace
-from braintum.tuning.trial import TrialSpec, trial_epochs
+from braintum.tuning.spending import Spending
+from braintum.tuning.trial import FAILED, TrialSpec, trial_epochs
 
 
 def spec_of(out: Path, **overrides: Any) -> TrialSpec:
@@ -41,11 +44,14 @@ def test_a_diverged_trial_is_told_as_failed_without_a_score(tmp_path: Path) -> N
         "parameters": {"optim.lr": {"log_uniform": [1e-3, 1e-1]}},
     }))  # fmt: skip
     study = optuna.create_study(direction="maximize")
-    searcher = OptunaSearcher(SearchSpace.load(file), {"unet": study}, lambda *_: spec_of(tmp_path))
-    diverged = {"diverged": "the loss became nan at epoch 1, step 2", "finished": False, "epoch": 0, "score": 0.0}
+    space, studies = SearchSpace.load(file), {"unet": study}
+    allowance = Allowance(space, studies, Spending(str(tmp_path)), Places, folds=2)
+    searcher = OptunaSearcher(space, studies, lambda *_: spec_of(tmp_path), allowance, Slots(1, 1, {"CPU": 1.0}))
+    reason = "the loss became nan at epoch 1, step 2"
+    diverged = {"outcome": FAILED, "failure": reason, "finished": False, "epoch": 0, "score": 0.0}
     searcher.suggest("a")
     searcher.on_trial_result("a", diverged)  # as the workers of a DDP trial report it, before they end
     searcher.on_trial_complete("a", diverged)
     trial = study.trials[0]
     assert (trial.state, trial.intermediate_values) == (TrialState.FAIL, {})
-    assert trial.user_attrs["failure"] == diverged["diverged"]
+    assert trial.user_attrs["failure"] == reason
