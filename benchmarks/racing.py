@@ -32,8 +32,9 @@ from braintum.data.table import load_table
 from braintum.training.device import keep_freed_memory
 from braintum.tuning.budget import Allowance
 from braintum.tuning.racing import Race
-from braintum.tuning.searcher import OptunaSearcher, seed_of
-from braintum.tuning.slots import Places
+from braintum.tuning.samplers import seed_of
+from braintum.tuning.searcher import OptunaSearcher
+from braintum.tuning.slots import Places, Slots
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.spending import Spending
 from braintum.tuning.trial import HISTORY, TrialSpec, trial_epochs
@@ -88,7 +89,7 @@ def train(folder: Path, seed: int) -> list[TrialSpec]:
     study = optuna.create_study(direction="maximize")
     study.enqueue_trial(space.defaults(NAME))
     allowance = Allowance(space, {NAME: study}, Spending(str(folder)), Places, FOLDS)
-    searcher = OptunaSearcher(space, {NAME: study}, place, allowance)
+    searcher = OptunaSearcher(space, {NAME: study}, place, allowance, Slots(1, 1, {"CPU": 1.0}))
     specs = []
     for number in range(TRIALS):
         proposed = searcher.suggest(str(number))

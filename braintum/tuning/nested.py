@@ -24,7 +24,7 @@ from braintum.evaluation.summary import summarise
 from braintum.settings import ConfigError
 from braintum.training.progress import Progress
 from braintum.training.run import prepare_out, refuse_at_once, versions
-from braintum.tuning.searcher import seed_of
+from braintum.tuning.samplers import seed_of
 from braintum.tuning.shared import share
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.spending import Spending, Spent

@@ -13,7 +13,7 @@ from braintum.data.table import SliceTable
 from braintum.tuning.front import chosen_trials
 from braintum.tuning.racing import unit_of
 from braintum.tuning.records import LOST, SPEC, Records, trials_and_history
-from braintum.tuning.searcher import seed_of
+from braintum.tuning.samplers import seed_of
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.trial import TrialSpec
 

@@ -68,8 +68,14 @@ class Parameter(Part):
     def checked(self) -> tuple[Scalar, ...]:
         """The values to try before a search starts: `ends`, and every integer of a small range."""
         if self.integer is not None and self.integer[1] - self.integer[0] < INTEGERS_CHECKED:
-            return tuple(range(self.integer[0], self.integer[1] + 1))
+            return self.all_values
         return self.ends
+
+    @property
+    def all_values(self) -> tuple[Scalar, ...]:
+        """Every choice, or every integer: what a grid is made of."""
+        assert self.choice is not None or self.integer is not None, "a range of numbers has no end of values"
+        return self.choice if self.integer is None else tuple(range(self.integer[0], self.integer[1] + 1))
 
     def __contains__(self, value: object) -> bool:
         if self.choice is not None:

@@ -35,21 +35,32 @@ class Resources(Part):
 
 
 class Sampler(Part):
-    """Optuna's sampler. `seed` is that of the search, not of the trainings."""
+    """What proposes trials (`braintum/tuning/samplers.py`). `seed` is that of the search, not of the trainings.
 
-    name: Literal["tpe", "random", "gp"] = "tpe"
+    `tpe` and `gp` model the score, `cmaes` and `nsga2` breed what was good, `sobol` covers the space evenly, `grid`
+    takes every combination of choices and integers once, in a random order.
+    """
+
+    name: Literal["tpe", "random", "gp", "cmaes", "nsga2", "sobol", "grid"] = "tpe"
     seed: int = Field(0, ge=0)
 
 
 class Scheduler(PartWithOptions):
-    """What stops trials early. `asha`: rungs at grace_epochs × reduction^k; the best 1/reduction of a rung go on."""
+    """What stops trials early. `asha`: rungs at grace_epochs × reduction^k; the best 1/reduction of a rung go on.
+    `median`: from grace_epochs on, a trial whose best score is below the median of the averages of min_trials others.
+    """
 
     OPTIONS: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {
-        "name": {"asha": {"grace_epochs": 5, "reduction": 3}, "none": {}}
+        "name": {
+            "asha": {"grace_epochs": 5, "reduction": 3},
+            "median": {"grace_epochs": 5, "min_trials": 5},
+            "none": {},
+        }
     }
-    name: Literal["asha", "none"] = "asha"
+    name: Literal["asha", "median", "none"] = "asha"
     grace_epochs: int | None = Field(None, ge=1)
     reduction: int | None = Field(None, ge=2)
+    min_trials: int | None = Field(None, ge=1, description="others that a trial is compared with, at least")
 
 
 class Racing(Part):

@@ -265,9 +265,31 @@ class SearchSpace(Part):
         if not self.parameters:
             return {}
         if self.joint:
-            return {self.name: self.trials}
-        each, rest = divmod(self.trials, len(self.architectures))
-        return {name: each + (i < rest) for i, name in enumerate(self.architectures)}
+            shares = {self.name: self.trials}
+        else:
+            each, rest = divmod(self.trials, len(self.architectures))
+            shares = {name: each + (i < rest) for i, name in enumerate(self.architectures)}
+        if self.sampler.name != "grid":
+            return shares
+        return {name: min(share, len(self.grid(None if self.joint else name))) for name, share in shares.items()}
+
+    def grid(self, architecture: str | None) -> list[dict[str, Scalar]]:
+        """Every combination of values that a trial may have, in the order of the file; None: of a joint study."""
+        points: list[dict[str, Scalar]] = []
+        for name in self.architectures if architecture is None else [architecture]:
+            some: list[dict[str, Scalar]] = [{ARCHITECTURE: name} if architecture is None else {}]
+            for path, parameter in self.parameters.items():
+                some = [
+                    {**point, **more}
+                    for point in some
+                    for more in (
+                        [{path: value} for value in parameter.all_values]
+                        if holds(parameter.when, {**self._fixed[name], **point})
+                        else [{}]
+                    )
+                ]
+            points += some
+        return points
 
     def settings(self) -> dict[str, Any]:
         """All but `trials`, `seeds`, `resources` and `budget`, as plain values."""

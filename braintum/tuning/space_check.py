@@ -19,6 +19,8 @@ from braintum.tuning.parameter import Scalar, allowed, same
 if TYPE_CHECKING:
     from braintum.tuning.space import SearchSpace
 
+MOST_POINTS = 100_000
+"""Combinations that a grid may have."""
 TASKS = ("segmentation", "classification", "both")
 
 
@@ -57,13 +59,40 @@ def check(space: SearchSpace) -> None:
     if "energy" in space.objectives and space.resources.trials_per_gpu > 1:
         raise ConfigError("objectives: energy: a GPU reports that of all its trials; set resources.trials_per_gpu: 1")
     fewest = min(base.training.epochs for base in bases.values()) * (space.folds or 1)
-    if space.parameters and space.scheduler.name == "asha" and space.scheduler.option("grace_epochs") >= fewest:
+    if space.parameters and space.scheduler.name != "none" and space.scheduler.option("grace_epochs") >= fewest:
         raise ConfigError(f"scheduler.grace_epochs: must be less than the epochs of a trial, {fewest}")
+    _check_sampler(space)
     for path in space.parameters:
         _check_conditions(space, path)
         _check_path(space, path)
     for architecture in space.architectures:
         _check_values(space, architecture)
+
+
+def _check_sampler(space: SearchSpace) -> None:
+    """Whether there is what the sampler needs."""
+    name, parameters, points = space.sampler.name, space.parameters, len(space.architectures)
+    for path, parameter in parameters.items():
+        if name == "grid" and parameter.choice is None and parameter.integer is None:
+            raise ConfigError(
+                f"parameters.{path}: sampler.name: grid: has no end of values; list some by `choice`, or use sobol"
+            )
+        points *= len(parameter.all_values) if name == "grid" else 1
+    if points > MOST_POINTS:
+        raise ConfigError(f"sampler.name: grid: {points:,} combinations are too many to list; use sobol")
+    for architecture in space.architectures if name == "cmaes" else ():
+        always = [
+            path
+            for path, parameter in parameters.items()
+            if parameter.choice is None
+            and not parameter.when.keys() & parameters.keys()
+            and space.may_exist(path, architecture)
+        ]
+        if len(always) < 2:
+            raise ConfigError(
+                f"sampler.name: cmaes: needs two numbers or more that every trial of {architecture} has, and there "
+                f"{f'is {always[0]}' if always else 'are none'}; use tpe"
+            )
 
 
 def _check_path(space: SearchSpace, path: str) -> None:

@@ -36,7 +36,9 @@ from braintum.tuning.outcome import only_the_best, race_summary, winners
 from braintum.tuning.parts import COSTS
 from braintum.tuning.racing import refuse_powerless
 from braintum.tuning.records import HISTORY_COLUMNS, TRIAL_COLUMNS, counts, trials_and_history
-from braintum.tuning.searcher import OptunaSearcher, StudySchedulers, seed_of
+from braintum.tuning.samplers import seed_of
+from braintum.tuning.schedulers import StudySchedulers
+from braintum.tuning.searcher import OptunaSearcher
 from braintum.tuning.shared import Shared, share
 from braintum.tuning.slots import Places, alive_nodes
 from braintum.tuning.space import SearchSpace

@@ -23,7 +23,7 @@ from braintum.tuning.budget import Allowance
 from braintum.tuning.parts import Budget
 from braintum.tuning.records import HISTORY
 from braintum.tuning.searcher import OptunaSearcher
-from braintum.tuning.slots import Places
+from braintum.tuning.slots import Places, Slots
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.spending import FILE, Spending, Spent
 from braintum.tuning.study import search
@@ -53,7 +53,7 @@ class Driver:
         storage.write_json(str(self.folder / FILE), asdict(spent))
         self.spending = Spending(str(self.folder))
         allowance = Allowance(self.space, self.studies, self.spending, lambda: self.places, FOLDS)
-        self.searcher = OptunaSearcher(self.space, self.studies, self._place, allowance)
+        self.searcher = OptunaSearcher(self.space, self.studies, self._place, allowance, Slots(1, 1, {"CPU": 1.0}))
 
     def _place(self, architecture: str, number: int, name: str, values: dict[str, Any]) -> TrialSpec:
         settings = self.space.experiment(architecture, values).to_dict()

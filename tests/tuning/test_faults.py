@@ -6,15 +6,17 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from small_study import SMALL, command, outcome, rows_of, space, studies_of
-from tiny import quiet, wait_for
+from tiny import quiet, wait_for, workers_of
 
 from braintum.cli import main
 from braintum.tuning.study import search
@@ -126,3 +128,61 @@ def test_who_has_no_memory_beside_others_is_trained_again_alone(tiny_phantom: st
     last = max(again, key=lambda trial: trial.number).user_attrs["placed"][0]
     after = [trial for trial in trials if trial.user_attrs["placed"][0] > last]
     assert not {trial.number for trial in after} & {trial.number for trial in again}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_head_that_dies_takes_its_driver_along_and_no_result(tiny_phantom: str, tmp_path: Path) -> None:
+    """kill -9 of the process that knows of all others (the GCS). Nothing is left running; a new cluster goes on."""
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    undisturbed = search(space(tmp_path, **ONE_AT_A_TIME), tiny_phantom, str(calm), progress=quiet())
+    environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+    process = subprocess.Popen(command(tmp_path, tiny_phantom, killed), env=environment, stderr=subprocess.PIPE)
+    second = killed / "trials" / "joint_unet-1"
+    wait_for(lambda: len(rows_of(second)) >= 2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    (gcs,) = (child for child in children if child.name() == "gcs_server")
+    gcs.kill()
+    said = process.communicate(timeout=120)[1].decode()
+    assert process.returncode not in (0, 2), said
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive, "what the driver had started ends too"
+    done = rows_of(second)
+    resumed = search(space(tmp_path, **ONE_AT_A_TIME), tiny_phantom, str(killed), resume=True, progress=quiet())
+    assert outcome(killed) == outcome(calm)
+    assert rows_of(second)[: len(done) - 1] == done[:-1], "no saved epoch is trained again"
+    assert resumed["best"]["joint_unet"]["crossval"] == undisturbed["best"]["joint_unet"]["crossval"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_of_two_workers_survives_one_of_them(tiny_phantom: str, tmp_path: Path) -> None:
+    changes = {**ONE_AT_A_TIME, "trials": 1, "resources": {"workers": 2}, "scheduler": {"name": "none"}}
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    search(space(tmp_path, **changes), tiny_phantom, str(calm), progress=quiet())
+    trial = killed / "trials" / "joint_unet-0"
+    with ThreadPoolExecutor(1) as pool:
+        searching = pool.submit(search, space(tmp_path, **changes), tiny_phantom, str(killed), progress=quiet())
+        wait_for(lambda: len(rows_of(trial)) >= 2)
+        done = rows_of(trial)
+        workers_of("RayTrainWorker")[0].kill()
+        searching.result()
+    assert outcome(killed) == outcome(calm)
+    assert rows_of(trial)[: len(done) - 1] == done[:-1], "no saved epoch is trained again"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_only_living_trials_have_checkpoints(tiny_phantom: str, tmp_path: Path) -> None:
+    """Two trials at a time, of eight: what a study takes of a disk does not grow with its trials, but for records."""
+    out, most = tmp_path / "study", []
+    changes = {**ONE_AT_A_TIME, "trials": 8, "resources": {"max_concurrent": 2}}
+    with ThreadPoolExecutor(1) as pool:
+        searching = pool.submit(search, space(tmp_path, **changes), tiny_phantom, str(out), progress=quiet())
+        while not searching.done():
+            most.append(len([*out.glob("trials/*/state.pt")]))
+            time.sleep(0.05)
+        searching.result()
+    assert 0 < max(most) <= 3, "those that train, and one whose end is not yet told"
+    assert not [*out.glob("trials/**/*.pt"), *out.glob("trials/**/*.safetensors")]
+    assert max(file.stat().st_size for file in out.glob("trials/**/*") if file.is_file()) < 100_000

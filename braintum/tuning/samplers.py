@@ -1,0 +1,178 @@
+"""What proposes a trial: Optuna's samplers, and three that are a function of the study's trials alone.
+
+A sampler is made anew at every ask, from the seed, the study's name and the trial's number, and from the trials that
+the study has. So a study that was resumed asks as if undisturbed, with one trial at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from cmaes import CMA
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.search_space import intersection_search_space
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from scipy.stats.qmc import Sobol
+
+from braintum.tuning.parameter import same
+from braintum.tuning.space import ARCHITECTURE, SearchSpace
+
+POPULATION = 20
+"""Trials of a generation of NSGA-II."""
+STEP = 0.25
+"""CMA-ES' first standard deviation, in ranges of a parameter."""
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that depends on all parts and on nothing else."""
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "little")
+
+
+def build_sampler(space: SearchSpace, study: str, number: int) -> BaseSampler:
+    """The sampler that asks for trial `number` of a study of the space."""
+    name = space.sampler.name
+    seed = seed_of(space.sampler.seed, "ask", study, number)
+    whole = seed_of(space.sampler.seed, "study", study)
+    if name == "random":
+        return RandomSampler(seed=seed)
+    if name == "gp":
+        return GPSampler(seed=seed)
+    if name == "nsga2":
+        return NSGAIISampler(population_size=POPULATION, seed=seed)
+    if name == "cmaes":
+        return CmaEs(seed)
+    if name == "sobol":
+        return SobolPoints([ARCHITECTURE, *space.parameters], whole, number)
+    if name == "grid":
+        return Grid(space.grid(None if space.joint else study), whole)
+    return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+
+class _OneByOne(BaseSampler):
+    """Samplers that give each parameter when it is asked for."""
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+
+class SobolPoints(_OneByOne):
+    """Point `number` of a scrambled Sobol sequence, in which every parameter that there may be has its dimension.
+
+    Choices too: Optuna's QMCSampler draws those at random.
+    """
+
+    def __init__(self, parameters: Sequence[str], seed: int, number: int) -> None:
+        sequence = Sobol(len(parameters), scramble=True, rng=seed)
+        sequence.fast_forward(number)
+        self._point = dict(zip(parameters, sequence.random(1)[0].tolist(), strict=True))
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return from_unit(self._point[param_name], param_distribution)
+
+
+class Grid(_OneByOne):
+    """The first of the points, in an order of the seed's, that no trial of the study has had.
+
+    `points`: the values of every combination by name. Values that a trial has already stay as they are.
+    """
+
+    def __init__(self, points: Sequence[dict[str, Any]], seed: int) -> None:
+        self._points = [points[i] for i in np.random.default_rng(seed).permutation(len(points))]
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        others = [other.params for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+        had = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        left = [p for p in self._points if _agrees(p, had) and not any(_is(p, other) for other in others)]
+        # All were had: by trials that began with values of their own.
+        return next(p for p in left or self._points if param_name in p)[param_name]
+
+
+def _agrees(point: dict[str, Any], had: dict[str, Any]) -> bool:
+    return all(name in point and same(point[name], value) for name, value in had.items())
+
+
+def _is(point: dict[str, Any], params: dict[str, Any]) -> bool:
+    return point.keys() == params.keys() and _agrees(point, params)
+
+
+class CmaEs(BaseSampler):
+    """CMA-ES over the numbers that all complete trials have; other parameters are drawn at random.
+
+    Optuna's CmaEsSampler keeps a pickle in the study's storage, where a stranger could have put another. This one
+    learns anew at every ask: from the complete trials in order, a generation after another, with the first (the base's
+    own settings) as its start. Trials that were stopped early teach it nothing, as in Optuna's.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._random = seed, RandomSampler(seed=seed)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        shared = intersection_search_space(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
+        numbers = {name: of for name, of in shared.items() if not isinstance(of, CategoricalDistribution)}
+        return numbers if len(numbers) > 1 else {}  # of one number there is no covariance
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if not search_space:
+            return {}
+        complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        points = [
+            np.array([to_unit(trial.params[name], of) for name, of in search_space.items()]) for trial in complete
+        ]
+        learned = self._new(points[0])
+        size = learned.population_size
+        for start in range(0, len(points) - size + 1, size):
+            told = zip(points[start : start + size], complete[start : start + size], strict=True)
+            learned.tell([(point, -(of.value or 0.0)) for point, of in told])
+            if learned.should_stop():
+                learned = self._new(points[0])
+        asked = learned.ask()
+        return {name: from_unit(float(x), of) for x, (name, of) in zip(asked, search_space.items(), strict=True)}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+    def _new(self, start: NDArray[np.float64]) -> CMA:
+        bounds = np.array([[0.0, 1.0]] * len(start))
+        return CMA(start, STEP, bounds=bounds, seed=self._seed)
+
+
+def to_unit(value: Any, distribution: BaseDistribution) -> float:
+    """Where a number lies in its range, in [0, 1]: in the logarithm where it is searched so, integers in the middle."""
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if isinstance(distribution, IntDistribution):
+        return (value - distribution.low + 0.5) / (distribution.high - distribution.low + 1)
+    low, high = distribution.low, distribution.high
+    return (math.log(value / low) / math.log(high / low)) if distribution.log else (value - low) / (high - low)
+
+
+def from_unit(share: float, distribution: BaseDistribution) -> Any:
+    """The value at a place in [0, 1] of a range, or of a list of choices."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[min(int(share * len(distribution.choices)), len(distribution.choices) - 1)]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high = distribution.low, distribution.high
+    if isinstance(distribution, IntDistribution):
+        return min(int(low + share * (high - low + 1)), high)
+    value = low * (high / low) ** share if distribution.log else low + share * (high - low)
+    return min(max(value, low), high)  # of sums that were rounded
