@@ -59,12 +59,13 @@ def ours(table: SliceTable, augment: Augment) -> dict[str, Setting]:
     return {"1 thread": Setting(1, epoch), "2 threads": Setting(2, epoch)}
 
 
-Change = Callable[[Tensor, Tensor, Tensor, Augment], Pair]
+Change = Callable[[Tensor, Tensor, NDArray[np.float32], Augment], Pair]
 """`by_torch`, as users of the peers below would write it, or braintum's `augment_batch`, lent to them."""
 
 
-def by_torch(image_BCHW: Tensor, mask_B1HW: Tensor, draws_BP: Tensor, augment: Augment) -> Pair:
+def by_torch(image_BCHW: Tensor, mask_B1HW: Tensor, drawn_BP: NDArray[np.float32], augment: Augment) -> Pair:
     """As `augment_batch`, written with the functions that torch's documentation has for it."""
+    draws_BP = torch.from_numpy(drawn_BP)
     flips = (augment.flip_horizontal, augment.flip_vertical)
     flip_x_B, flip_y_B = (1 - 2 * (draws_BP[:, i] < share).float() for i, share in enumerate(flips))
     shift = 2 * augment.shift  # in half sides
@@ -86,7 +87,7 @@ def augmented(image_BCHW: Tensor, mask_B1HW: Tensor, augment: Augment, change: C
     """uint8 to what a training takes."""
     low_BC11, high_BC11 = (limit(image_BCHW, (2, 3), keepdim=True).float() for limit in (torch.amin, torch.amax))
     image_BCHW = image_BCHW.float().sub_(low_BC11).mul_(1 / (high_BC11 - low_BC11).clamp_min(1))
-    image_BCHW, mask_B1HW = change(image_BCHW, mask_B1HW, torch.rand(len(image_BCHW), NUM_DRAWS), augment)
+    image_BCHW, mask_B1HW = change(image_BCHW, mask_B1HW, torch.rand(len(image_BCHW), NUM_DRAWS).numpy(), augment)
     return image_BCHW, mask_B1HW.float()
 
 

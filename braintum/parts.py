@@ -210,6 +210,11 @@ class Augment(Part):
         return self
 
     @property
+    def moves(self) -> bool:
+        """Whether pixels change their places."""
+        return any((self.flip_horizontal, self.flip_vertical, self.rotate, self.scale, self.shift))
+
+    @property
     def mirrors(self) -> list[tuple[int, ...]]:
         """The axes of [B, C, H, W] by which a slice is flipped for each of the predictions that are averaged."""
         axes = [

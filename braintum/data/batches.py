@@ -19,7 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from braintum.data.augment import augment_batch, augment_draws, shuffled
+from braintum.data.augment import augment_draws, shuffled
+from braintum.data.change_by_slice import Slices, change_slices
+from braintum.data.change_in_batch import change_in_batch
+from braintum.data.changes import changes_of
 from braintum.data.schema import DataError
 from braintum.data.stream import Steps, Streamed, rows_of_steps
 from braintum.data.table import SliceTable
@@ -82,10 +85,11 @@ class Batches:
         shares = [np.array_split(step, self._world_size)[self._rank] for step in steps]
         draws_RP = None if self._augment is None else augment_draws(len(self._table), self._seed, epoch)
         steps_ahead = -(-self._window * self.num_steps // len(self._rows))
-        pixels = self._gather.pixels(shares, steps_ahead)
+        if self._augment is None or draws_RP is None:
+            pixels = self._gather.pixels(shares, steps_ahead)
+        else:
+            pixels = self._gather.changed(shares, steps_ahead, draws_RP, self._augment)
         for step, mine, (image_BCHW, mask_B1HW) in zip(steps, shares, pixels, strict=True):
-            if self._augment is not None and draws_RP is not None:
-                image_BCHW, mask_B1HW = augment_batch(image_BCHW, mask_B1HW, draws_RP[mine], self._augment)
             yield self._gather.batch(image_BCHW, mask_B1HW, mine, step)
 
 
@@ -167,6 +171,31 @@ class _Gather:
             image_BCHW = image_BX.to(self._device).view(len(rows), *shape).float()
             image_BCHW.sub_(self._low_RC11[index_B]).mul_(self._scale_RC11[index_B])
             yield image_BCHW, mask_BX.to(self._device).view(len(rows), 1, *shape[1:])
+
+    def changed(
+        self, steps: Steps, ahead: int, draws_RP: NDArray[np.float32], augment: Augment
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `pixels`, augmented. On a CPU a resident table's slices are read where they lie."""
+        shape = self._table.image_RCHW.shape[1:]
+        changes = changes_of(draws_RP, augment, *shape[1:])
+        if self._device.type == "cuda":
+            for rows, pixels in zip(steps, self.pixels(steps, ahead), strict=True):
+                yield change_in_batch(*pixels, changes.of(rows))
+            return
+        low_RC, scale_RC = self._low_RC11.numpy()[:, :, 0, 0], self._scale_RC11.numpy()[:, :, 0, 0]
+        for rows, slices in zip(steps, self._slices(steps, ahead), strict=True):
+            yield change_slices(*slices, low_RC[rows], scale_RC[rows], changes.of(rows))
+
+    def _slices(self, steps: Steps, ahead: int) -> Iterator[tuple[Slices, Slices]]:
+        """Each step's images [C, H, W] and label maps [H, W] as they are stored."""
+        image_RCHW, mask_RHW = self._table.image_RCHW, self._table.mask_RHW
+        if isinstance(image_RCHW, Streamed) or isinstance(mask_RHW, Streamed):
+            shape = image_RCHW.shape[1:]
+            for image_BX, mask_BX in self._stored(steps, ahead):
+                yield image_BX.numpy().reshape(-1, *shape), mask_BX.numpy().reshape(-1, *shape[1:])
+            return
+        for rows in steps:
+            yield [image_RCHW[row] for row in rows], [mask_RHW[row] for row in rows]
 
     def _stored(self, steps: Steps, ahead: int) -> Iterator[Sequence[Tensor]]:
         """Each step's images and masks as they are stored; the next step overwrites them."""
