@@ -9,6 +9,7 @@ import ray
 
 from braintum.settings import ConfigError
 from braintum.training.worker import gpus_for, may_grow
+from braintum.tuning.growth import largest_nodes
 from braintum.tuning.parts import Resources
 
 
@@ -23,9 +24,9 @@ class Slots:
 
     @classmethod
     def of(cls, resources: Resources, device: str) -> Self:
-        """Resolves `auto` against the cluster as it is, for trials of that `training.device`.
+        """Resolves `auto` against the cluster, for trials of that `training.device`: as many as fit.
 
-        A number in `max_concurrent` stands as it is: what has no room waits until other trials end or the cluster has
+        Where an autoscaler may add nodes, as many as fit then, so that the cluster grows at once. A number in `max_concurrent` stands as it is: what has no room waits until other trials end or the cluster has
         grown. Raises ConfigError if not even one trial fits, unless such a number was given and the cluster may grow.
         """
         gpus = float(gpus_for(device)) if resources.gpus_per_worker == "auto" else resources.gpus_per_worker
@@ -34,7 +35,8 @@ class Slots:
         if gpus:
             per_worker["GPU"] = gpus / resources.trials_per_gpu
         given = resources.max_concurrent
-        room = _room(per_worker) // resources.workers
+        nodes = largest_nodes() or _alive()
+        room = _room(nodes, per_worker) // resources.workers
         if not room and (given == "auto" or not may_grow(per_worker)):
             cluster = ray.cluster_resources()
             has = ", ".join(f"{cluster.get(kind, 0):g} {kind}" for kind in per_worker)
@@ -52,7 +54,7 @@ class Slots:
     @property
     def filled(self) -> int:
         """How many of these trials the cluster has room for as it is now."""
-        return min(self.count, _room(self.per_worker) // self.workers)
+        return min(self.count, _room(_alive(), self.per_worker) // self.workers)
 
     @property
     def threads(self) -> int:
@@ -82,10 +84,14 @@ class Places:
 
 def alive_nodes() -> int:
     """The cluster's nodes as they are now, the head among them."""
-    return sum(node["Alive"] for node in ray.nodes())
+    return len(_alive())
 
 
-def _room(per_worker: dict[str, float]) -> int:
-    """How many workers the living nodes hold; a worker lies on one node."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def _alive() -> list[dict[str, float]]:
+    """The resources of each node as the cluster is now."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _room(nodes: list[dict[str, float]], per_worker: dict[str, float]) -> int:
+    """How many workers nodes hold; a worker lies on one node."""
     return sum(min(int(has.get(kind, 0) / need + 1e-6) for kind, need in per_worker.items()) for has in nodes)
