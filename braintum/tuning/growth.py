@@ -18,9 +18,10 @@ _OPTION = "--autoscaling-config="
 
 
 def largest_nodes() -> list[dict[str, float]] | None:
-    """The resources of every node of the largest cluster that the autoscaler may make, the head's too, None without one.
+    """The resources of every node of the largest cluster that the autoscaler may make, the head's too.
 
-    Of nodes of several types under one limit, those with most GPUs, then CPUs, are counted first.
+    None where there is no autoscaler. Of nodes of several types under one limit, those with most GPUs, then CPUs, are
+    counted first.
     """
     task = ray.remote(num_cpus=0, resources={HEAD: 0.001})(_autoscaler_config)
     config = ray.get(task.remote())

@@ -74,8 +74,10 @@ class Parameter(Part):
     @property
     def all_values(self) -> tuple[Scalar, ...]:
         """Every choice, or every integer: what a grid is made of."""
-        assert self.choice is not None or self.integer is not None, "a range of numbers has no end of values"
-        return self.choice if self.integer is None else tuple(range(self.integer[0], self.integer[1] + 1))
+        if self.integer is not None:
+            return tuple(range(self.integer[0], self.integer[1] + 1))
+        assert self.choice is not None, "a range of numbers has no end of values"
+        return self.choice
 
     def __contains__(self, value: object) -> bool:
         if self.choice is not None:

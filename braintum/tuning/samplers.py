@@ -76,7 +76,8 @@ class SobolPoints(_OneByOne):
 
     def __init__(self, parameters: Sequence[str], seed: int, number: int) -> None:
         sequence = Sobol(len(parameters), scramble=True, rng=seed)
-        sequence.fast_forward(number)
+        if number:  # scipy counts backwards from 0
+            sequence.fast_forward(number)
         self._point = dict(zip(parameters, sequence.random(1)[0].tolist(), strict=True))
 
     def sample_independent(
@@ -161,9 +162,9 @@ def to_unit(value: Any, distribution: BaseDistribution) -> float:
     """Where a number lies in its range, in [0, 1]: in the logarithm where it is searched so, integers in the middle."""
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     if isinstance(distribution, IntDistribution):
-        return (value - distribution.low + 0.5) / (distribution.high - distribution.low + 1)
+        return float((value - distribution.low + 0.5) / (distribution.high - distribution.low + 1))
     low, high = distribution.low, distribution.high
-    return (math.log(value / low) / math.log(high / low)) if distribution.log else (value - low) / (high - low)
+    return float(math.log(value / low) / math.log(high / low) if distribution.log else (value - low) / (high - low))
 
 
 def from_unit(share: float, distribution: BaseDistribution) -> Any:

@@ -26,8 +26,9 @@ class Slots:
     def of(cls, resources: Resources, device: str) -> Self:
         """Resolves `auto` against the cluster, for trials of that `training.device`: as many as fit.
 
-        Where an autoscaler may add nodes, as many as fit then, so that the cluster grows at once. A number in `max_concurrent` stands as it is: what has no room waits until other trials end or the cluster has
-        grown. Raises ConfigError if not even one trial fits, unless such a number was given and the cluster may grow.
+        Where an autoscaler may add nodes, as many as fit then, so that the cluster grows at once. A number in
+        `max_concurrent` stands as it is: what has no room waits until other trials end or the cluster has grown. Raises
+        ConfigError if not even one trial fits, unless such a number was given and the cluster may grow.
         """
         gpus = float(gpus_for(device)) if resources.gpus_per_worker == "auto" else resources.gpus_per_worker
         cpus = resources.cpus_per_worker

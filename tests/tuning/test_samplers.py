@@ -99,7 +99,7 @@ class TestSampler:
             assert all(params[path] in of for path, of in search.space.parameters.items() if path in params)
             assert ("model.attention_width" in params) == (params["model.attention"] != "none")
             assert ("model.name" in params) == joint
-        assert len({str(params) for params in found}) > 8, "it does not propose the same again and again"
+        assert len({str(params) for params in found}) > 5, "it does not propose the same again and again"
 
     def test_a_study_that_was_resumed_asks_as_if_undisturbed(self, tmp_path: Path, sampler: str) -> None:
         calm = Search(tmp_path / "calm", sampler, architectures=["joint_unet"]).run()
@@ -156,7 +156,8 @@ def test_sobol_covers_the_space_more_evenly_than_chance(tmp_path: Path) -> None:
 @pytest.mark.parametrize("joint", [False, True])
 def test_a_grid_takes_every_combination_once_and_ends(tmp_path: Path, joint: bool) -> None:
     """3 widths × (no attention, or 2 kinds × 2 widths) of each architecture, however many trials are asked for."""
-    search = Search(tmp_path, "grid", joint=joint, architectures=["unet", "joint_unet"], trials=500)
+    both = {"architectures": ["unet", "attention_unet"], "score": {"dice": 1.0}}
+    search = Search(tmp_path, "grid", joint=joint, trials=500, **both)
     found = search.run()
     architectures = 2
     assert len(found) == 15 * architectures
