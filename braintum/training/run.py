@@ -10,7 +10,7 @@ a directory without it is a run that was never finished.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any, Self
@@ -21,6 +21,7 @@ import torch
 from braintum import __version__, storage
 from braintum.config import Experiment
 from braintum.data.folds import Rows, Split, region_counts, split
+from braintum.data.schema import Card
 from braintum.data.shards import read_card
 from braintum.data.table import SliceTable
 from braintum.evaluation.predict import prediction_table
@@ -34,6 +35,8 @@ from braintum.training.progress import Progress
 from braintum.training.provenance import Provenance, TrainedOn, name_of, provenance_of, refuse_seen
 
 INIT = "init.json"
+MOST_TOLD = 5
+"""Settings that one message names."""
 SHARED = "--out must be storage that every node sees: a shared folder or a URL"
 
 
@@ -56,13 +59,14 @@ class RunSpec:
         return split(table, self.fold, self.folds, seed=0)
 
 
-def refuse_at_once(data_url: str, out: str, *, resume: bool) -> None:
+def refuse_at_once(data_url: str, out: str, *, resume: bool) -> Card:
     """What can be refused before a cluster is joined: a dataset without a card, an output that exists.
 
-    Raises DataError or ConfigError.
+    Returns the card. Raises DataError or ConfigError.
     """
-    read_card(data_url)
+    card = read_card(data_url)
     refuse_existing(out, resume=resume)
+    return card
 
 
 def refuse_existing(out: str, *, resume: bool) -> None:
@@ -104,20 +108,40 @@ def prepare_out(out: str, about: dict[str, Any], *, resume: bool, record: str = 
     Raises ConfigError if it exists and `resume` is not asked for, or if it holds another experiment or dataset. A
     dataset is its digest: one that has moved since is the same, and is recorded where it is now.
     """
+    refuse_existing(out, resume=resume)
+    found = recorded(out, record)
+    if found is not None:
+        refuse_another(storage.join(out, record), found, about)
+        about = {**found, **about}
+    if found != about:
+        storage.write_json(storage.join(out, record), about)
+
+
+def recorded(out: str, record: str) -> dict[str, Any] | None:
+    """What an output directory says that it holds; None where there is no directory.
+
+    Raises ConfigError for one that was not begun by the command that writes `record`.
+    """
     place = storage.join(out, record)
     if not storage.exists(out):
-        storage.write_json(place, about)
-        return
-    refuse_existing(out, resume=resume)
+        return None
     if not storage.exists(place):
         raise ConfigError(f"{place}: not there, so {out} is nothing that can be resumed; choose another --out")
-    found = storage.read_json(place)
-    was = {**found, "data": {**found.get("data", {}), "url": about["data"]["url"]}}
-    changed = [key for key in about if was.get(key) != about[key]]
-    if changed:
-        raise ConfigError(f"{place}: {_difference(was, about, changed[0])}; choose another --out")
-    if found != was:
-        storage.write_json(place, was)
+    found: dict[str, Any] = storage.read_json(place)
+    return found
+
+
+def refuse_another(place: str, found: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Raises ConfigError, with what differs, where `place` records another experiment or dataset than `about`.
+
+    Looks at what `about` has, but not at where the dataset lies. What `digest` sums up is mostly told by itself.
+    """
+    moved = {**found, "data": {**found.get("data", {}), "url": about["data"]["url"]}}
+    different = [line for key in about for line in _differences(key, moved.get(key), about[key])]
+    if different:
+        told = [line for line in different if not line.startswith("digest ")] or different
+        more = f" and {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
+        raise ConfigError(f"{place}: {', '.join(told[:MOST_TOLD])}{more}; choose another --out")
 
 
 def refuse_unseen(spec: RunSpec, table: SliceTable, world_size: int = 1) -> None:
@@ -247,11 +271,16 @@ def versions(*packages: str) -> dict[str, str]:
     return {"braintum": __version__, **{name: version(name) for name in ("ray", "torch", *packages)}}
 
 
-def _difference(found: dict[str, Any], asked: dict[str, Any], key: str) -> str:
-    """The first setting in which a directory differs from what was asked for."""
-    old, new = found.get(key), asked[key]
-    path = key
-    while isinstance(old, dict) and isinstance(new, dict):
-        inner = next(k for k in {**old, **new} if (k in old, old.get(k)) != (k in new, new.get(k)))
-        path, old, new = f"{path}.{inner}", old.get(inner), new.get(inner)
-    return f"{path} was {old!r} there and is {new!r} now"
+def _differences(path: str, old: Any, new: Any) -> list[str]:
+    """Every setting below `path` that was another one there."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = []
+        for key in {**old, **new}:
+            if key not in old:
+                lines.append(f"{path}.{key} was not there and is {new[key]!r} now")
+            elif key not in new:
+                lines.append(f"{path}.{key} was {old[key]!r} there and is not there now")
+            else:
+                lines += _differences(f"{path}.{key}", old[key], new[key])
+        return lines
+    return [] if old == new else [f"{path} was {old!r} there and is {new!r} now"]

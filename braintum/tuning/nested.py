@@ -28,7 +28,7 @@ from braintum.tuning.samplers import seed_of
 from braintum.tuning.shared import share
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.spending import Spending, Spent
-from braintum.tuning.study import record, run_study, say_starts
+from braintum.tuning.study import RECORD, record, refuse_another_study, run_study, say_starts
 from braintum.tuning.trial import Outer
 from braintum.tuning.views import refuse_unusable
 from braintum.tuning.winner import StudyFailed, predictions_of
@@ -55,14 +55,15 @@ def nested_search(
     if not space.parameters:
         raise ConfigError("--nested: has no effect without parameters: nothing is searched. Leave it out")
     data_url, out = storage.resolve(data_url), storage.resolve(out)
-    refuse_at_once(data_url, out, resume=resume)
+    card = refuse_at_once(data_url, out, resume=resume)
+    refuse_another_study(out, record(space, data_url, card.digest, nested=[]))
     shared = share(space, data_url, allow_leak=allow_leak, progress=progress)
     outers = outer_folds(space, shared.tables)
     checked = [refuse_unusable(space, shared.tables, outer) for outer in outers]
     say_starts(space, shared, out, progress)
     names = [fold for fold, _ in outers]
-    about = record(space, data_url, checked[0][0], nested=names)
-    prepare_out(out, about, resume=resume, record="study.json")
+    about = record(space, data_url, card.digest, nested=names)
+    prepare_out(out, about, resume=resume, record=RECORD)
     summary_url = storage.join(out, "summary.json")
     if storage.exists(summary_url):
         known: dict[str, Any] = storage.read_json(summary_url)

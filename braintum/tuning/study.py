@@ -25,9 +25,8 @@ from sqlalchemy.exc import OperationalError
 
 from braintum import storage
 from braintum.data.folds import without
-from braintum.data.table import SliceTable
 from braintum.training.progress import Progress
-from braintum.training.run import prepare_out, refuse_at_once, say_start, versions
+from braintum.training.run import prepare_out, recorded, refuse_another, refuse_at_once, say_start, versions
 from braintum.training.worker import MAX_FAILURES
 from braintum.tuning.budget import Allowance
 from braintum.tuning.front import RULE, pareto
@@ -50,6 +49,8 @@ from braintum.tuning.views import refuse_unusable, view
 from braintum.tuning.watch import Watch
 from braintum.tuning.winner import StudyFailed, crossvalidate, is_finished
 
+RECORD = "study.json"
+
 
 def search(
     space: SearchSpace,
@@ -70,7 +71,8 @@ def search(
     """
     started = time.monotonic()
     data_url, out = storage.resolve(data_url), storage.resolve(out)
-    refuse_at_once(data_url, out, resume=resume)
+    card = refuse_at_once(data_url, out, resume=resume)
+    refuse_another_study(out, record(space, data_url, card.digest))
     shared = share(space, data_url, allow_leak=allow_leak, progress=progress)
     say_starts(space, shared, out, progress)
     with Spending(out) as spending:
@@ -93,11 +95,11 @@ def run_study(
     `started`: what the summary's `seconds`, and `spending`, count from, as `time.monotonic` has it.
     """
     table, folds = refuse_unusable(space, shared.tables, outer)
-    about = record(space, shared.data_url, table, outer=outer and {"fold": outer[0], "folds": outer[1]})
+    about = record(space, shared.data_url, table.digest, outer=outer and {"fold": outer[0], "folds": outer[1]})
     if space.racing:
         seen = table if outer is None else without(table, *outer, seed=0)
         refuse_powerless(space.racing.level, seen, space.folds if outer is None else folds)
-    prepare_out(out, about, resume=resume, record="study.json")
+    prepare_out(out, about, resume=resume, record=RECORD)
     summary_url = storage.join(out, "summary.json")
     with OptunaFile(storage.join(out, FILE)) as file, TrialEvents() as events:
         studies = _open_studies(space, file)
@@ -168,10 +170,21 @@ def say_starts(space: SearchSpace, shared: Shared, out: str, progress: Progress)
             say_start(experiment, ray.get(shared.tables[view(experiment.data)]), progress)
 
 
-def record(space: SearchSpace, data_url: str, table: SliceTable, **more: Any) -> dict[str, Any]:
+def record(space: SearchSpace, data_url: str, data_digest: str, **more: Any) -> dict[str, Any]:
     """What study.json says: a study is resumed only with the same. `nested` and `outer` are None of a plain study."""
     settings = {"space": space.settings(), "digest": space.digest}
-    return {**settings, "data": {"url": data_url, "digest": table.digest}, "nested": None, "outer": None, **more}
+    return {**settings, "data": {"url": data_url, "digest": data_digest}, "nested": None, "outer": None, **more}
+
+
+def refuse_another_study(out: str, about: dict[str, Any]) -> None:
+    """Raises ConfigError, with what differs, where `out` holds anything but the study that `record` tells of.
+
+    This can be known before a cluster is joined, but for which folds a nested study leaves out.
+    """
+    found = recorded(out, RECORD)
+    if found is not None:
+        whether = [{**of, "nested": of.get("nested") is not None} for of in (found, about)]
+        refuse_another(storage.join(out, RECORD), *whether)
 
 
 def _open_studies(space: SearchSpace, file: OptunaFile) -> dict[str, Study]:
