@@ -103,6 +103,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_who_has_no_memory_beside_others_is_trained_again_alone(tiny_phantom: str, tmp_path: Path) -> None:
     """Two trials share what Ray takes for a GPU. Who asks for more than a whole one fails, with the reason."""
     (tmp_path / "room").mkdir()
