@@ -168,8 +168,9 @@ def _slice(axes: Axes, path: str, scale: Scale, trials: Sequence[Trial]) -> None
         axes.plot([x for x, _ in dots], [y for _, y in dots], "o", ms=4.8 * small, alpha=0.75, mfc=fill,
                   mec=edge)  # fmt: skip
     failed = [x_of(t) for t in trials if t.state == "failed"]
-    bottom = axes.get_xaxis_transform()
-    axes.plot(failed, [0.03] * len(failed), "x", ms=5 * small, color=FAILED, transform=bottom, clip_on=False)
+    if failed:  # a line of no points that is not clipped leaves the figure's layout without room
+        bottom = axes.get_xaxis_transform()
+        axes.plot(failed, [0.03] * len(failed), "x", ms=5 * small, color=FAILED, transform=bottom, clip_on=False)
     if scale.names:
         long = sum(map(len, scale.names)) > 20
         slant: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if long else {}
