@@ -76,8 +76,6 @@ def test_a_study_asks_for_all_nodes_at_once(growing: dict[str, str], tiny_phanto
     assert done.returncode == 0, done.stderr
     assert "no node has room for a trial yet: they wait until the cluster grows" in done.stderr
     first = [trial.user_attrs["placed"][0] for trial in studies_of(out)["joint_unet"].trials][:NODES]
-    ends = [
-        json.loads((out / "trials" / f"joint_unet-{n}" / "history.json").read_text())[-1]["ended"] for n in range(NODES)
-    ]
+    ends = [rows_of(out / "trials" / f"joint_unet-{number}")[-1]["ended"] for number in range(NODES)]
     assert max(first) < min(ends), "three trials were asked for before any had ended, one for each node to come"
     assert json.loads((out / "summary.json").read_text())["trials"]["complete"] == SMALL["trials"]
