@@ -37,6 +37,7 @@ from braintum.options import (
     Workers,
     experiment_of,
     given,
+    outlives_a_job,
     refuse_unwritable,
     sees_whole,
     show,
@@ -260,6 +261,15 @@ def search(
         bool, typer.Option("--nested", help="Search once for each fold without it, and score the winner on it.")
     ] = False,
     settings: Set = None,
+    kept_at: Annotated[
+        str | None,
+        typer.Option(
+            "--storage",
+            callback=outlives_a_job,
+            help="Where to keep trials: postgresql://USER@HOST/DATABASE (password: ~/.pgpass or PGPASSWORD), or a "
+            "journal file, NAME.log; else optuna.db in --out, or as the study was begun.",
+        ),
+    ] = None,
     allow_leak: Annotated[
         bool, typer.Option("--allow-leak", help="Search though copies of slices are on two sides of a split.")
     ] = False,
@@ -280,7 +290,7 @@ def search(
 
     run = nested_search if nested else plain_search
     with stdout_for(as_json), Progress(loaded.name, score="selection score") as progress:
-        summary = run(loaded, data, out, resume=resume, allow_leak=allow_leak, progress=progress)
+        summary = run(loaded, data, out, kept_at=kept_at, resume=resume, allow_leak=allow_leak, progress=progress)
     show(summary, as_json, print_nested if nested else print_study)
 
 

@@ -25,14 +25,16 @@ def given(parameter: typer.CallbackParam, value: str | None) -> str | None:
     return value
 
 
-def outlives_a_job(parameter: typer.CallbackParam, out: str) -> str:
+def outlives_a_job(parameter: typer.CallbackParam, place: str | None) -> str | None:
     """A Ray job's relative paths lie in its own copy of its working directory, which Ray deletes."""
-    given(parameter, out)
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in out and not os.path.isabs(out):
+    given(parameter, place)
+    inside = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if inside and place is not None and "://" not in place and not os.path.isabs(place):
         raise ConfigError(
-            f"--out {out}: is in the job's copy of its working directory, deleted later; give an absolute path or a URL"
+            f"{parameter.opts[0]} {place}: is in the job's copy of its working directory, deleted later; "
+            "give an absolute path or a URL"
         )
-    return out
+    return place
 
 
 DataUrl = Annotated[str, typer.Option("--data", callback=given, help="Dataset: a folder or URL that `ingest` wrote.")]

@@ -18,8 +18,8 @@ QUICK = [
 ]
 
 
-def refused(capfd: pytest.CaptureFixture[str], command: list[str], *says: str) -> None:
-    """The command ends with 2 and one line on stderr, and prints nothing else."""
+def refused(capfd: pytest.CaptureFixture[str], command: list[str], *says: str, without: str | None = None) -> None:
+    """The command ends with 2 and one line on stderr, and prints nothing else. The line has nothing of `without`."""
     capfd.readouterr()
     code = main(command)
     shown = capfd.readouterr()
@@ -28,3 +28,4 @@ def refused(capfd: pytest.CaptureFixture[str], command: list[str], *says: str) -
     assert shown.err.count("\n") == 1, shown.err
     for text in says:
         assert text in shown.err
+    assert without is None or without not in shown.err

@@ -1,4 +1,4 @@
-"""Fixtures that several folders of tests use: the real slices, an S3 server, a Ray cluster."""
+"""Fixtures that several folders of tests use: the real slices, S3 and PostgreSQL servers, a Ray cluster."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgres_server import PostgresServer
 from s3_server import S3Server
 
 
@@ -81,6 +82,30 @@ def mortal_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[S3Server, str]]
     """A server of the test's own, to kill, and what `s3` gives for it."""
     server = S3Server()
     yield server, reach(server, monkeypatch)
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One for all tests of a session, which is never stopped."""
+    server = PostgresServer()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def postgres(postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> PostgresServer:
+    """A PostgreSQL server, and an environment that knows no password of it."""
+    for name in ("PGPASSWORD", "PGPASSFILE"):
+        monkeypatch.delenv(name, raising=False)
+    return postgres_server
+
+
+@pytest.fixture
+def mortal_postgres() -> Iterator[PostgresServer]:
+    """A server of the test's own, to stop."""
+    server = PostgresServer()
+    yield server
     server.remove()
 
 

@@ -19,8 +19,8 @@ from braintum.evaluation.seeds import Grid, grid, joined, place_of
 from braintum.evaluation.summary import summarise
 from braintum.tuning.front import RULE, chosen_trials, pareto
 from braintum.tuning.importance import importances
+from braintum.tuning.location import location_of
 from braintum.tuning.records import HISTORY_COLUMNS, SPEC, counts, trials_and_history
-from braintum.tuning.storage import FILE, studies_at
 
 
 @dataclass(frozen=True)
@@ -182,13 +182,13 @@ def _read_unfinished(url: str) -> Results:
     about = _read_record(url, "study.json", *_SPACE, *_DATA)
     if about.get("nested") is not None:
         raise DataError(f"{url}: a nested study that is not finished; go on with --resume, or report its outer-<fold>")
-    place, objectives = storage.join(url, FILE), about["space"].get("objectives", ())
+    objectives = about["space"].get("objectives", ())
     try:
-        with studies_at(place) as studies:
+        with location_of(url).studies() as studies:
             trials, history = trials_and_history(studies, url)
             best, importance = chosen_trials(objectives, studies, trials), importances(studies)
-    except FileNotFoundError:
-        raise DataError(f"{place}: not there, so the study had not begun, or keeps its trials elsewhere") from None
+    except FileNotFoundError as error:
+        raise DataError(f"{error}: not there, so the study had not begun, or keeps its trials elsewhere") from None
     except ValueError as error:
         raise DataError(f"{error}; there is nothing to report") from None
     entries = []

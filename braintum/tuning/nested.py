@@ -24,11 +24,12 @@ from braintum.evaluation.summary import summarise
 from braintum.settings import ConfigError
 from braintum.training.progress import Progress
 from braintum.training.run import prepare_out, refuse_at_once, versions
+from braintum.tuning.records import RECORD
 from braintum.tuning.samplers import seed_of
 from braintum.tuning.shared import share
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.spending import Spending, Spent
-from braintum.tuning.study import RECORD, record, refuse_another_study, run_study, say_starts
+from braintum.tuning.study import location_at, record, refuse_another_study, run_study, say_starts
 from braintum.tuning.trial import Outer
 from braintum.tuning.views import refuse_unusable
 from braintum.tuning.winner import StudyFailed, predictions_of
@@ -39,6 +40,7 @@ def nested_search(
     data_url: str,
     out: str,
     *,
+    kept_at: str | None = None,
     resume: bool = False,
     allow_leak: bool = False,
     progress: Progress,
@@ -56,13 +58,14 @@ def nested_search(
         raise ConfigError("--nested: has no effect without parameters: nothing is searched. Leave it out")
     data_url, out = storage.resolve(data_url), storage.resolve(out)
     card = refuse_at_once(data_url, out, resume=resume)
-    refuse_another_study(out, record(space, data_url, card.digest, nested=[]))
+    location = location_at(kept_at, out)
+    refuse_another_study(location, out, record(space, data_url, card.digest, location, nested=[]))
     shared = share(space, data_url, allow_leak=allow_leak, progress=progress)
     outers = outer_folds(space, shared.tables)
     checked = [refuse_unusable(space, shared.tables, outer) for outer in outers]
     say_starts(space, shared, out, progress)
     names = [fold for fold, _ in outers]
-    about = record(space, data_url, card.digest, nested=names)
+    about = record(space, data_url, card.digest, location, nested=names)
     prepare_out(out, about, resume=resume, record=RECORD)
     summary_url = storage.join(out, "summary.json")
     if storage.exists(summary_url):
@@ -83,7 +86,7 @@ def nested_search(
         progress.say(f"leaving out fold {outer[0]} of {', '.join(names)}")
         with Spending(place) as spending:
             parts[outer[0]] = run_study(
-                inner.model_copy(update={"budget": budget}), shared, place, spending,
+                inner.model_copy(update={"budget": budget}), shared, place, location.of_study(place), spending,
                 outer=outer, started=began, resume=True, progress=progress,
             )  # fmt: skip
         spent += spending.now()

@@ -24,6 +24,8 @@ PLACED = "placed"
 """The one that holds when a trial was placed, and placed again by drivers that resumed: wall-clock seconds."""
 ALONE = "alone"
 """That of a trial that was out of memory beside others on its GPU: it has one to itself from then on."""
+RECORD = "study.json"
+"""The file in a study's directory that says what it is, and the attribute of its Optuna studies that says the same."""
 HISTORY = "history.json"
 """The file in a trial's directory that has a row per epoch."""
 TRIAL_COLUMNS = (

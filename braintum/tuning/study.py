@@ -25,16 +25,18 @@ from sqlalchemy.exc import OperationalError
 
 from braintum import storage
 from braintum.data.folds import without
+from braintum.settings import ConfigError
 from braintum.training.progress import Progress
 from braintum.training.run import prepare_out, recorded, refuse_another, refuse_at_once, say_start, versions
 from braintum.training.worker import MAX_FAILURES
 from braintum.tuning.budget import Allowance
 from braintum.tuning.front import RULE, pareto
 from braintum.tuning.importance import importances
+from braintum.tuning.location import Location, Store, location_of
 from braintum.tuning.outcome import only_the_best, race_summary, winners
 from braintum.tuning.parts import COSTS
 from braintum.tuning.racing import refuse_powerless
-from braintum.tuning.records import HISTORY_COLUMNS, TRIAL_COLUMNS, counts, trials_and_history
+from braintum.tuning.records import HISTORY_COLUMNS, RECORD, TRIAL_COLUMNS, counts, trials_and_history
 from braintum.tuning.samplers import seed_of
 from braintum.tuning.schedulers import StudySchedulers
 from braintum.tuning.searcher import OptunaSearcher
@@ -42,14 +44,11 @@ from braintum.tuning.shared import Shared, share
 from braintum.tuning.slots import Places, alive_nodes
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.spending import Spending
-from braintum.tuning.storage import FILE, OptunaFile
 from braintum.tuning.trial import OneWorkerTrial, Outer, TrialSpec, many_worker_trial
 from braintum.tuning.trial_events import TrialEvents
 from braintum.tuning.views import refuse_unusable, view
 from braintum.tuning.watch import Watch
 from braintum.tuning.winner import StudyFailed, crossvalidate, is_finished
-
-RECORD = "study.json"
 
 
 def search(
@@ -57,12 +56,15 @@ def search(
     data_url: str,
     out: str,
     *,
+    kept_at: str | None = None,
     resume: bool = False,
     allow_leak: bool = False,
     progress: Progress,
 ) -> dict[str, Any]:
     """Runs or resumes a study and returns its summary. Times in it are those of the last start. A
     finished one is read; where a winner's cross-validation failed, that is tried again.
+
+    `kept_at`: the storage of its trials (`Location.of`); None: a file in `out`, or as it was begun.
 
     Data with copies on two sides of a split is refused unless `allow_leak`; the summary counts them as `leaks`.
 
@@ -72,17 +74,19 @@ def search(
     started = time.monotonic()
     data_url, out = storage.resolve(data_url), storage.resolve(out)
     card = refuse_at_once(data_url, out, resume=resume)
-    refuse_another_study(out, record(space, data_url, card.digest))
+    location = location_at(kept_at, out)
+    refuse_another_study(location, out, record(space, data_url, card.digest, location))
     shared = share(space, data_url, allow_leak=allow_leak, progress=progress)
     say_starts(space, shared, out, progress)
     with Spending(out) as spending:
-        return run_study(space, shared, out, spending, started=started, resume=resume, progress=progress)
+        return run_study(space, shared, out, location, spending, started=started, resume=resume, progress=progress)
 
 
 def run_study(
     space: SearchSpace,
     shared: Shared,
     out: str,
+    location: Location,
     spending: Spending,
     *,
     outer: Outer | None = None,
@@ -95,14 +99,15 @@ def run_study(
     `started`: what the summary's `seconds`, and `spending`, count from, as `time.monotonic` has it.
     """
     table, folds = refuse_unusable(space, shared.tables, outer)
-    about = record(space, shared.data_url, table.digest, outer=outer and {"fold": outer[0], "folds": outer[1]})
+    part = outer and {"fold": outer[0], "folds": outer[1]}
+    about = record(space, shared.data_url, table.digest, location, outer=part)
     if space.racing:
         seen = table if outer is None else without(table, *outer, seed=0)
         refuse_powerless(space.racing.level, seen, space.folds if outer is None else folds)
     prepare_out(out, about, resume=resume, record=RECORD)
     summary_url = storage.join(out, "summary.json")
-    with OptunaFile(storage.join(out, FILE)) as file, TrialEvents() as events:
-        studies = _open_studies(space, file)
+    with location.open() as store, TrialEvents() as events:
+        studies = _open_studies(space, location, store, about)
         left = sum(space.shares().values()) - _ended(studies)
         places = Places.of(shared.slots)
         allowance = Allowance(
@@ -119,7 +124,7 @@ def run_study(
         storage.remove(summary_url)  # it is of fewer trials; if this start is stopped, the next one must not return it
         spending.begin(started, space.budget, alive_nodes, progress)
         progress.expect(left)
-        watch = Watch(progress, folds, file, events, studies, spending, places.trial_gpus)
+        watch = Watch(progress, folds, store, events, studies, spending, places.trial_gpus)
         searched = time.monotonic()
         if left > 0 and _may_go_on(studies, allowance):
             _tune(space, studies, out, folds, shared, outer, watch, allowance)
@@ -170,32 +175,48 @@ def say_starts(space: SearchSpace, shared: Shared, out: str, progress: Progress)
             say_start(experiment, ray.get(shared.tables[view(experiment.data)]), progress)
 
 
-def record(space: SearchSpace, data_url: str, data_digest: str, **more: Any) -> dict[str, Any]:
+def record(space: SearchSpace, data_url: str, data_digest: str, location: Location, **more: Any) -> dict[str, Any]:
     """What study.json says: a study is resumed only with the same. `nested` and `outer` are None of a plain study."""
     settings = {"space": space.settings(), "digest": space.digest}
-    return {**settings, "data": {"url": data_url, "digest": data_digest}, "nested": None, "outer": None, **more}
+    data, kept = {"url": data_url, "digest": data_digest}, {"storage": location.shown}
+    return {**settings, "data": data, **kept, "nested": None, "outer": None, **more}
 
 
-def refuse_another_study(out: str, about: dict[str, Any]) -> None:
-    """Raises ConfigError, with what differs, where `out` holds anything but the study that `record` tells of.
+def location_at(kept_at: str | None, out: str) -> Location:
+    """Where the trials of a study are, or will be. Raises ConfigError for what cannot name a storage."""
+    return location_of(out) if kept_at is None else Location.of(kept_at, out)
 
-    This can be known before a cluster is joined, but for which folds a nested study leaves out.
+
+def refuse_another_study(location: Location, out: str, about: dict[str, Any]) -> None:
+    """Raises ConfigError, with what differs, where `out` or the storage holds anything but what `record` tells of.
+
+    Also where the storage cannot be reached. All this can be known before a cluster is joined, but for which folds a
+    nested study leaves out.
     """
     found = recorded(out, RECORD)
     if found is not None:
         whether = [{**of, "nested": of.get("nested") is not None} for of in (found, about)]
         refuse_another(storage.join(out, RECORD), *whether)
+    for name, was in location.found().items():
+        if was.get("outer") is None:
+            refuse_another(f"{location.shown}: study {name}", was, about)
+        if found is None:
+            raise ConfigError(
+                f"{location.shown}: holds study {name}, whose directory is not there; choose another --out, or "
+                "remove it with `optuna delete-study`"
+            )
 
 
-def _open_studies(space: SearchSpace, file: OptunaFile) -> dict[str, Study]:
+def _open_studies(space: SearchSpace, location: Location, store: Store, about: dict[str, Any]) -> dict[str, Study]:
     """The Optuna studies by name; a new one's first trials are the base's own settings."""
     studies = {}
-    known = optuna.get_all_study_names(file.storage)
+    known = location.names(store.storage)
     for name in space.shares():
         studies[name] = study = optuna.create_study(
-            storage=file.storage, study_name=name, direction="maximize", load_if_exists=True
+            storage=store.storage, study_name=location.name(name), direction="maximize", load_if_exists=True
         )
         if name not in known:
+            study.set_user_attr(RECORD, about)
             for architecture in space.architectures if space.joint else [name]:
                 study.enqueue_trial(space.defaults(architecture))
     return studies

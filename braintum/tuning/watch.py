@@ -14,9 +14,9 @@ from braintum import storage
 from braintum.config import Experiment
 from braintum.training.checkpoint import STATE
 from braintum.training.progress import Progress
+from braintum.tuning.location import Store
 from braintum.tuning.records import best_trials, ended_by_state
 from braintum.tuning.spending import Spending
-from braintum.tuning.storage import OptunaFile
 from braintum.tuning.trial import CROWDED, FULL, RAY_FILES, TrialSpec
 from braintum.tuning.trial_events import TrialEvents
 
@@ -31,13 +31,13 @@ class Watch(tune.Callback):
         self,
         progress: Progress,
         folds: int,
-        file: OptunaFile,
+        store: Store,
         events: TrialEvents,
         studies: Mapping[str, Study],
         spending: Spending,
         gpus: float,
     ) -> None:
-        self._progress, self._folds, self._file, self._events = progress, folds, file, events
+        self._progress, self._folds, self._store, self._events = progress, folds, store, events
         self._spending, self._gpus = spending, gpus
         self.busy = 0.0
         self.starts: dict[str, float] = {}
@@ -98,6 +98,6 @@ class Watch(tune.Callback):
         self._spending.release(spec.run)
         self._progress.update(spec.shown, state=state)
         self._events.end(spec.out)
-        if self._file.safe():  # else who resumes would train it again from the start
+        if self._store.safe():  # else who resumes would train it again from the start
             storage.remove(storage.join(spec.out, STATE))
         storage.remove(storage.join(spec.out, RAY_FILES))

@@ -16,20 +16,24 @@ from typing import Any
 import optuna
 import pytest
 from command_line import refused
+from postgres_server import PASSWORD, PostgresServer
 from tiny import wait_for
 
+from braintum import storage
 from braintum.tuning.dashboard import FETCH_SECONDS
+from braintum.tuning.location import Location
+from braintum.tuning.records import RECORD
 
 
 @contextmanager
-def served(study: str) -> Iterator[str]:
-    """The address at which a study is shown. It ends with 0 when it is interrupted."""
+def served(study: str, shown: str | None = None) -> Iterator[str]:
+    """The address at which a study is shown, under that name. It ends with 0 when it is interrupted."""
     command = [sys.executable, "-m", "braintum.cli", "dashboard", study, "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert study in line, process.communicate()[1]
+        assert f" shows {shown or study};" in line, process.communicate()[1]
         yield line.split("/dashboard/")[0]
         process.send_signal(signal.SIGINT)
         assert (process.wait(30), process.communicate()[1]) == (0, "")
@@ -73,13 +77,38 @@ def test_a_remote_study_is_a_copy_that_is_fetched_again(study: optuna.Study, tmp
         wait_for(lambda: trials_of(address) == 4, 10 * FETCH_SECONDS)
 
 
+@pytest.mark.postgres
+def test_studies_in_a_database(postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its URL, of which the password is not said, and by a directory whose study keeps its trials there."""
+    location = Location.of(postgres.url_with_password, str(tmp_path))
+    storage.write_json(str(tmp_path / RECORD), {"storage": location.shown})
+    with location.open() as store:
+        optuna.create_study(storage=store.storage, study_name=location.name("unet"), direction="maximize")
+    with served(postgres.url_with_password, postgres.url) as address:
+        assert location.name("unet") in {known["study_name"] for known in asked(address, "studies")["study_summaries"]}
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    with served(str(tmp_path), postgres.url) as address:
+        assert location.name("unet") in {known["study_name"] for known in asked(address, "studies")["study_summaries"]}
+
+
+def test_a_journal_is_shown(tmp_path: Path) -> None:
+    journal = str(tmp_path / "optuna.log")
+    with Location.of(journal, None).open() as store:
+        found = optuna.create_study(storage=store.storage, study_name="unet", direction="maximize")
+        found.optimize(lambda trial: trial.suggest_float("optim.lr", 1e-4, 1e-2), n_trials=2)
+    with served(journal) as address:
+        assert trials_of(address) == 2
+
+
 def test_what_cannot_be_shown(study: optuna.Study, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     empty, damaged = tmp_path / "empty", tmp_path / "damaged"
     refused(capfd, ["dashboard", str(empty)], f"{empty}/optuna.db: not there; give the --out of a search")
     refused(capfd, ["dashboard", f"file://{empty}"], f"file://{empty}/optuna.db: not there")
     refused(capfd, ["dashboard", f"sqlite:///{empty}.db"], f"there is no file {empty}.db")
     refused(capfd, ["dashboard", "nosuch://bucket/study"], "nosuch")
-    refused(capfd, ["dashboard", "postgresql://nobody@127.0.0.1:1/x"], "cannot be opened as Optuna's storage")
+    refused(capfd, ["dashboard", "postgresql://me:s3cret@127.0.0.1:1/x"], "cannot be used as", without="s3cret")
+    refused(capfd, ["dashboard", "mysql://me:s3cret@127.0.0.1:1/x"], "mysql://...: expected post", without="s3cret")
+    refused(capfd, ["dashboard", f"{tmp_path}/none.log"], f"{tmp_path}/none.log: not there; a search writes it")
     damaged.mkdir()
     (damaged / "optuna.db").write_bytes(b"no database" * 100)
     for form in ("{}", "file://{}"):

@@ -9,14 +9,17 @@ import pytest
 import ray
 import yaml
 from command_line import refused
+from ports import free_ports
 from small_study import SMALL
 
 from braintum import storage
 from braintum.data.ingest.phantom import ingest_phantom
 from braintum.data.shards import read_card
 from braintum.training.run import prepare_out
+from braintum.tuning.location import Location
+from braintum.tuning.records import RECORD
 from braintum.tuning.space import SearchSpace
-from braintum.tuning.study import RECORD, record
+from braintum.tuning.study import record
 
 LR: dict[str, Any] = {"log_uniform": [1e-5, 1e-2]}
 
@@ -58,6 +61,36 @@ def test_a_space_that_cannot_be_searched(
     assert not out.exists()
 
 
+@pytest.mark.usefixtures("no_cluster")
+@pytest.mark.parametrize(
+    ("kept_at", "says"),
+    [
+        ("postgresql://me:s3cret@127.0.0.1:{port}/db", "postgresql://me@127.0.0.1:{port}/db: cannot be used as Optuna"),
+        ("postgresql://me:s3cret@host.invalid/db", "postgresql://me@host.invalid/db: cannot be used as Optuna's"),
+        ("postgresql://me:s3cret@w@host/db", "special characters as %40"),
+        (
+            "postgresql://me:s3cret@host:port/db",
+            "postgresql://...: cannot be read; expected postgresql://USER@HOST/DAT",
+        ),
+        ("postgresql://me@host/db?password=s3cret", "give the password in ~/.pgpass or PGPASSWORD"),
+        ("postgresql://me:s3cret@host", "names no database"),
+        ("mysql://me:s3cret@host/db", "--storage mysql://...: expected postgresql://USER@HOST/DATABASE, or a journal"),
+        ("s3://bucket/optuna.log", "--storage s3://...: expected postgresql://"),
+        ("optuna.db", "--storage optuna.db: expected postgresql://"),
+        (" ", "--storage: is empty"),
+        ("/dev/null/optuna.log", "/dev/null/optuna.log: cannot be written: /dev/null is no folder"),
+    ],
+)
+def test_a_storage_that_cannot_be_used(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, tiny_phantom: str, kept_at: str, says: str
+) -> None:
+    running, out, port = ray.is_initialized(), tmp_path / "study", free_ports(1)[0]
+    command = ["search", written(tmp_path), "--data", tiny_phantom, "--out", str(out)]
+    refused(capfd, [*command, "--storage", kept_at.format(port=port)], says.format(port=port), without="s3cret")
+    assert ray.is_initialized() == running
+    assert not out.exists()
+
+
 @pytest.fixture(scope="module")
 def other_phantom(tmp_path_factory: pytest.TempPathFactory) -> str:
     url = str(tmp_path_factory.mktemp("other") / "set")
@@ -77,7 +110,8 @@ def test_another_study_than_the_one_that_is_resumed(
 
     space = SearchSpace.load(written(tmp_path))
     digests = [read_card(url).digest for url in (tiny_phantom, other_phantom)]
-    prepare_out(str(out), record(space, tiny_phantom, digests[0]), resume=False, record=RECORD)
+    about = record(space, tiny_phantom, digests[0], Location.of(None, str(out)))
+    prepare_out(str(out), about, resume=False, record=RECORD)
     running, before = ray.is_initialized(), (out / RECORD).read_bytes()
     resumed(
         f"{out}/study.json: space.folds was 2 there and is 3 now, space.sampler.seed was 0 there and is 7 now; choose",
@@ -98,6 +132,7 @@ def test_another_study_than_the_one_that_is_resumed(
         overrides={**SMALL["overrides"], **more},
     )
     resumed(f"data.digest was {digests[0]!r} there and is {digests[1]!r} now; choose another --out", data=other_phantom)
+    resumed(f"storage was None there and is '{tmp_path}/a.log' now; choose", "--storage", f"{tmp_path}/a.log")
     resumed("nested was False there and is True now", "--nested")
     assert (ray.is_initialized(), (out / RECORD).read_bytes()) == (running, before)
     (tmp_path / "other").mkdir()
@@ -106,4 +141,4 @@ def test_another_study_than_the_one_that_is_resumed(
     refused(capfd, [*space_of_its_own, "--out", str(tmp_path / "other")], says)
     if not running:  # and the one that it is goes on to the cluster
         refused(capfd, [*space_of_its_own, "--out", str(out), "--trials", "9"], no_cluster)
-    assert storage.read_json(str(out / RECORD)) == record(space, tiny_phantom, digests[0])
+    assert storage.read_json(str(out / RECORD)) == about
