@@ -12,6 +12,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, TypeGuard
@@ -270,6 +271,13 @@ def search(
             "journal file, NAME.log; else optuna.db in --out, or as the study was begun.",
         ),
     ] = None,
+    warm_start: Annotated[
+        str | None,
+        typer.Option(
+            callback=given,
+            help="An older study, or its --storage: trials that this space could propose teach the sampler.",
+        ),
+    ] = None,
     allow_leak: Annotated[
         bool, typer.Option("--allow-leak", help="Search though copies of slices are on two sides of a split.")
     ] = False,
@@ -288,7 +296,11 @@ def search(
     from braintum.tuning.nested import nested_search
     from braintum.tuning.study import search as plain_search
 
-    run = nested_search if nested else plain_search
+    if nested and warm_start is not None:
+        raise ConfigError(
+            "--warm-start: its trials have seen the folds that --nested leaves out; leave out one of both"
+        )
+    run = nested_search if nested else partial(plain_search, warm_start_from=warm_start)
     with stdout_for(as_json), Progress(loaded.name, score="selection score") as progress:
         summary = run(loaded, data, out, kept_at=kept_at, resume=resume, allow_leak=allow_leak, progress=progress)
     show(summary, as_json, print_nested if nested else print_study)

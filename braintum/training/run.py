@@ -134,14 +134,23 @@ def recorded(out: str, record: str) -> dict[str, Any] | None:
 def refuse_another(place: str, found: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Raises ConfigError, with what differs, where `place` records another experiment or dataset than `about`.
 
-    Looks at what `about` has, but not at where the dataset lies. What `digest` sums up is mostly told by itself.
+    A dataset is its digest: where it lies may be another place.
     """
     moved = {**found, "data": {**found.get("data", {}), "url": about["data"]["url"]}}
-    different = [line for key in about for line in _differences(key, moved.get(key), about[key])]
-    if different:
-        told = [line for line in different if not line.startswith("digest ")] or different
-        more = f" and {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
-        raise ConfigError(f"{place}: {', '.join(told[:MOST_TOLD])}{more}; choose another --out")
+    told = difference(moved, about)
+    if told:
+        raise ConfigError(f"{place}: {told}; choose another --out")
+
+
+def difference(found: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """In which settings one record differs from another, with the values of both; "" where in none.
+
+    Looks at what the second has. What `digest` sums up is mostly told by itself.
+    """
+    different = [line for key in about for line in _differences(key, found.get(key), about[key])]
+    told = [line for line in different if not line.startswith("digest ")] or different
+    more = f" and {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
+    return ", ".join(told[:MOST_TOLD]) + more
 
 
 def refuse_unseen(spec: RunSpec, table: SliceTable, world_size: int = 1) -> None:

@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from braintum import storage
 from braintum.config import Experiment
 from braintum.tuning.parts import LIMITS
-from braintum.tuning.records import HISTORY, SPEC
+from braintum.tuning.records import HISTORY, SPEC, own_trials
 from braintum.tuning.slots import Places
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.spending import Spending, Spent, words
@@ -125,7 +125,7 @@ class Allowance:
         """The studies that have not asked for their share of trials, the one furthest behind first."""
         shares, asked = self._space.shares(), {}
         for name, study in self._studies.items():
-            asked[name] = sum(trial.state is not TrialState.WAITING for trial in study.get_trials(deepcopy=False))
+            asked[name] = sum(trial.state is not TrialState.WAITING for trial in own_trials(study))
         return sorted((name for name in shares if asked[name] < shares[name]), key=lambda n: asked[n] / shares[n])
 
     def _limit(self, study: str) -> str | None:

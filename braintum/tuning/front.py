@@ -13,7 +13,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from braintum.tuning.parts import COSTS
-from braintum.tuning.records import SPEC, Records, best_trials
+from braintum.tuning.records import SPEC, Records, best_trials, own_trials
 
 RULE = (
     "the trial of the Pareto front that is nearest to the best value of every objective, each in units of its range "
@@ -50,7 +50,7 @@ def chosen_trials(objectives: Sequence[str], studies: Mapping[str, Study], trial
         best[name] = next(
             trial
             for study in studies.values()
-            for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+            for trial in own_trials(study, TrialState.COMPLETE)
             if trial.number == number and json.loads(trial.user_attrs[SPEC])["architecture"] == name
         )
     return best

@@ -12,6 +12,8 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from braintum.tuning.records import own_trials
+
 LEAST_TRIALS = 8
 RESAMPLES = 30
 
@@ -45,7 +47,7 @@ def importances(studies: dict[str, Study]) -> dict[str, dict[str, Any]]:
 
 def _ranked(study: Study) -> list[FrozenTrial]:
     """The trials that ended with a selection score, the best first: finished, then by how far they got, then by it."""
-    ended = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])
+    ended = own_trials(study, TrialState.COMPLETE, TrialState.PRUNED)
 
     def standing(trial: FrozenTrial) -> tuple[bool, int, float]:
         assert trial.value is not None

@@ -24,12 +24,13 @@ from braintum.evaluation.summary import summarise
 from braintum.settings import ConfigError
 from braintum.training.progress import Progress
 from braintum.training.run import prepare_out, refuse_at_once, versions
+from braintum.tuning.begin import location_at, record, refuse_another_study
 from braintum.tuning.records import RECORD
 from braintum.tuning.samplers import seed_of
 from braintum.tuning.shared import share
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.spending import Spending, Spent
-from braintum.tuning.study import location_at, record, refuse_another_study, run_study, say_starts
+from braintum.tuning.study import run_study, say_starts
 from braintum.tuning.trial import Outer
 from braintum.tuning.views import refuse_unusable
 from braintum.tuning.winner import StudyFailed, predictions_of

@@ -12,7 +12,7 @@ from braintum.config import Experiment
 from braintum.data.table import SliceTable
 from braintum.tuning.front import chosen_trials
 from braintum.tuning.racing import unit_of
-from braintum.tuning.records import LOST, SPEC, Records, trials_and_history
+from braintum.tuning.records import LOST, SPEC, Records, own_trials, trials_and_history
 from braintum.tuning.samplers import seed_of
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.trial import TrialSpec
@@ -66,7 +66,7 @@ def race_summary(space: SearchSpace, studies: dict[str, Study], folds: int, tabl
     stopped: Records = []
     every = saved = 0
     for study in studies.values():
-        for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED]):
+        for trial in own_trials(study, TrialState.COMPLETE, TrialState.PRUNED):
             spec = TrialSpec(**json.loads(trial.user_attrs[SPEC]))
             epochs = Experiment.from_dict(spec.experiment).training.epochs
             every += folds * epochs

@@ -87,7 +87,7 @@ class Parameter(Part):
         low, high = self.interval
         return low <= value <= high and (self.integer is None or value == int(value))
 
-    def suggest(self, path: str, trial: optuna.trial.Trial) -> Scalar:
+    def suggest(self, path: str, trial: optuna.trial.BaseTrial) -> Scalar:
         """Asks Optuna for a value under the parameter's path."""
         if self.choice is not None:
             return trial.suggest_categorical(path, list(self.choice))

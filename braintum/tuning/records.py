@@ -20,6 +20,8 @@ SPEC = "spec"
 """Optuna's user attribute that holds a trial's TrialSpec."""
 LOST = "lost"
 """The one of a trial that racing stopped: the fields of `racing.Lost`."""
+WARM_START = "warm_start"
+"""The one of a trial that another study trained: that study, and the trial in it. It only teaches the sampler."""
 PLACED = "placed"
 """The one that holds when a trial was placed, and placed again by drivers that resumed: wall-clock seconds."""
 ALONE = "alone"
@@ -38,6 +40,12 @@ HISTORY_COLUMNS = ("run", "architecture", "epoch", "score")
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
+def own_trials(study: Study, *states: TrialState) -> list[FrozenTrial]:
+    """The trials of a study but those that it has taken from another one, in these states (any, if none is named)."""
+    trials = study.get_trials(deepcopy=False, states=states or None)
+    return [trial for trial in trials if WARM_START not in trial.user_attrs]
+
+
 def trials_and_history(studies: dict[str, Study], out: str) -> tuple[Records, Records]:
     """`trials.parquet`, a row per trial (`score` is a selection score), and `history.parquet`, a row per epoch.
 
@@ -47,7 +55,7 @@ def trials_and_history(studies: dict[str, Study], out: str) -> tuple[Records, Re
     trials: Records = []
     epochs: Records = []
     for name, study in studies.items():
-        for trial in study.get_trials(deepcopy=False):
+        for trial in own_trials(study):
             if SPEC not in trial.user_attrs:
                 continue
             architecture = json.loads(trial.user_attrs[SPEC])["architecture"]
@@ -98,7 +106,7 @@ def best_trials(studies: Mapping[str, Study]) -> dict[str, FrozenTrial]:
     """The complete trial with the best selection score, of each architecture that has one."""
     best: dict[str, FrozenTrial] = {}
     for study in studies.values():
-        for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+        for trial in own_trials(study, TrialState.COMPLETE):
             name = json.loads(trial.user_attrs[SPEC])["architecture"]
             if name not in best or (trial.value or 0.0) > (best[name].value or 0.0):
                 best[name] = trial
@@ -107,7 +115,7 @@ def best_trials(studies: Mapping[str, Study]) -> dict[str, FrozenTrial]:
 
 def ended_by_state(studies: Mapping[str, Study]) -> dict[str, int]:
     """How many trials are complete, pruned and failed."""
-    states = [trial.state for study in studies.values() for trial in study.get_trials(deepcopy=False)]
+    states = [trial.state for study in studies.values() for trial in own_trials(study)]
     return {name: states.count(state) for state, name in _STATES.items()}
 
 

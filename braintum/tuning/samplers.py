@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats.qmc import Sobol
 
 from braintum.tuning.parameter import same
+from braintum.tuning.records import own_trials
 from braintum.tuning.space import ARCHITECTURE, SearchSpace
 
 POPULATION = 20
@@ -98,7 +99,7 @@ class Grid(_OneByOne):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        others = [other.params for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+        others = [other.params for other in own_trials(study) if other.number != trial.number]
         had = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         left = [p for p in self._points if _agrees(p, had) and not any(_is(p, other) for other in others)]
         # All were had: by trials that began with values of their own.

@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from braintum.tuning.racing import Race
-from braintum.tuning.records import LOST, SPEC
+from braintum.tuning.records import LOST, SPEC, own_trials
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.trial import CROWDED, TrialSpec
 
@@ -36,7 +36,7 @@ class StudySchedulers(FIFOScheduler):
         self._races = {name: Race(space.racing.level, folds) for name in studies} if space.racing else {}
         for name, study in studies.items():
             self._schedulers[name] = scheduler = _scheduler(space, most_epochs[name])
-            for trial in study.get_trials(deepcopy=False):
+            for trial in own_trials(study):  # of others it knows not how they fared among these
                 _replay(scheduler, trial)
                 if self._races and trial.state in (TrialState.COMPLETE, TrialState.RUNNING):
                     spec = TrialSpec(**json.loads(trial.user_attrs[SPEC]))

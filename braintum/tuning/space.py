@@ -232,7 +232,7 @@ class SearchSpace(Part):
         fixed = {cause: values for cause, values in when.items() if cause not in self.parameters}
         return holds(fixed, self.fixed(architecture))
 
-    def suggest(self, trial: optuna.trial.Trial, architecture: str | None = None) -> tuple[str, dict[str, Scalar]]:
+    def suggest(self, trial: optuna.trial.BaseTrial, architecture: str | None = None) -> tuple[str, dict[str, Scalar]]:
         """Asks Optuna for an architecture (where none is given: a joint study) and for each parameter that exists.
 
         Conditions are resolved in the order of the file.

@@ -15,7 +15,6 @@ import tempfile
 import time
 from typing import Any
 
-import optuna
 import ray
 from optuna.study import Study
 from optuna.trial import TrialState
@@ -25,18 +24,18 @@ from sqlalchemy.exc import OperationalError
 
 from braintum import storage
 from braintum.data.folds import without
-from braintum.settings import ConfigError
 from braintum.training.progress import Progress
-from braintum.training.run import prepare_out, recorded, refuse_another, refuse_at_once, say_start, versions
+from braintum.training.run import prepare_out, refuse_at_once, say_start, versions
 from braintum.training.worker import MAX_FAILURES
+from braintum.tuning.begin import begin, location_at, open_studies, record
 from braintum.tuning.budget import Allowance
 from braintum.tuning.front import RULE, pareto
 from braintum.tuning.importance import importances
-from braintum.tuning.location import Location, Store, location_of
+from braintum.tuning.location import Location
 from braintum.tuning.outcome import only_the_best, race_summary, winners
 from braintum.tuning.parts import COSTS
 from braintum.tuning.racing import refuse_powerless
-from braintum.tuning.records import HISTORY_COLUMNS, RECORD, TRIAL_COLUMNS, counts, trials_and_history
+from braintum.tuning.records import HISTORY_COLUMNS, RECORD, TRIAL_COLUMNS, counts, own_trials, trials_and_history
 from braintum.tuning.samplers import seed_of
 from braintum.tuning.schedulers import StudySchedulers
 from braintum.tuning.searcher import OptunaSearcher
@@ -47,6 +46,7 @@ from braintum.tuning.spending import Spending
 from braintum.tuning.trial import OneWorkerTrial, Outer, TrialSpec, many_worker_trial
 from braintum.tuning.trial_events import TrialEvents
 from braintum.tuning.views import refuse_unusable, view
+from braintum.tuning.warm_start import WarmStart
 from braintum.tuning.watch import Watch
 from braintum.tuning.winner import StudyFailed, crossvalidate, is_finished
 
@@ -57,6 +57,7 @@ def search(
     out: str,
     *,
     kept_at: str | None = None,
+    warm_start_from: str | None = None,
     resume: bool = False,
     allow_leak: bool = False,
     progress: Progress,
@@ -64,7 +65,8 @@ def search(
     """Runs or resumes a study and returns its summary. Times in it are those of the last start. A
     finished one is read; where a winner's cross-validation failed, that is tried again.
 
-    `kept_at`: the storage of its trials (`Location.of`); None: a file in `out`, or as it was begun.
+    `kept_at`: the storage of its trials (`Location.of`); None: a file in `out`, or as it was begun. `warm_start_from`:
+    an older study whose trials teach the sampler (`braintum.tuning.warm_start`).
 
     Data with copies on two sides of a split is refused unless `allow_leak`; the summary counts them as `leaks`.
 
@@ -75,11 +77,16 @@ def search(
     data_url, out = storage.resolve(data_url), storage.resolve(out)
     card = refuse_at_once(data_url, out, resume=resume)
     location = location_at(kept_at, out)
-    refuse_another_study(location, out, record(space, data_url, card.digest, location))
+    about, warm = begin(space, data_url, card.digest, out, location, warm_start_from)
     shared = share(space, data_url, allow_leak=allow_leak, progress=progress)
     say_starts(space, shared, out, progress)
+    if warm is not None:
+        progress.say(warm.said)
     with Spending(out) as spending:
-        return run_study(space, shared, out, location, spending, started=started, resume=resume, progress=progress)
+        return run_study(
+            space, shared, out, location, spending, warm_start=about["warm_start"], warm=warm,
+            started=started, resume=resume, progress=progress,
+        )  # fmt: skip
 
 
 def run_study(
@@ -90,24 +97,27 @@ def run_study(
     spending: Spending,
     *,
     outer: Outer | None = None,
+    warm_start: str | None = None,
+    warm: WarmStart | None = None,
     started: float,
     resume: bool,
     progress: Progress,
 ) -> dict[str, Any]:
     """`search` on a dataset that is shared already. `outer`: trials do not see that fold, and winners hold out only it.
 
+    `warm_start`: what study.json says of it; `warm`: what a study that has not begun takes from there.
     `started`: what the summary's `seconds`, and `spending`, count from, as `time.monotonic` has it.
     """
     table, folds = refuse_unusable(space, shared.tables, outer)
     part = outer and {"fold": outer[0], "folds": outer[1]}
-    about = record(space, shared.data_url, table.digest, location, outer=part)
+    about = record(space, shared.data_url, table.digest, location, outer=part, warm_start=warm_start)
     if space.racing:
         seen = table if outer is None else without(table, *outer, seed=0)
         refuse_powerless(space.racing.level, seen, space.folds if outer is None else folds)
     prepare_out(out, about, resume=resume, record=RECORD)
     summary_url = storage.join(out, "summary.json")
     with location.open() as store, TrialEvents() as events:
-        studies = _open_studies(space, location, store, about)
+        studies = open_studies(space, location, store, about, warm)
         left = sum(space.shares().values()) - _ended(studies)
         places = Places.of(shared.slots)
         allowance = Allowance(
@@ -175,53 +185,6 @@ def say_starts(space: SearchSpace, shared: Shared, out: str, progress: Progress)
             say_start(experiment, ray.get(shared.tables[view(experiment.data)]), progress)
 
 
-def record(space: SearchSpace, data_url: str, data_digest: str, location: Location, **more: Any) -> dict[str, Any]:
-    """What study.json says: a study is resumed only with the same. `nested` and `outer` are None of a plain study."""
-    settings = {"space": space.settings(), "digest": space.digest}
-    data, kept = {"url": data_url, "digest": data_digest}, {"storage": location.shown}
-    return {**settings, "data": data, **kept, "nested": None, "outer": None, **more}
-
-
-def location_at(kept_at: str | None, out: str) -> Location:
-    """Where the trials of a study are, or will be. Raises ConfigError for what cannot name a storage."""
-    return location_of(out) if kept_at is None else Location.of(kept_at, out)
-
-
-def refuse_another_study(location: Location, out: str, about: dict[str, Any]) -> None:
-    """Raises ConfigError, with what differs, where `out` or the storage holds anything but what `record` tells of.
-
-    Also where the storage cannot be reached. All this can be known before a cluster is joined, but for which folds a
-    nested study leaves out.
-    """
-    found = recorded(out, RECORD)
-    if found is not None:
-        whether = [{**of, "nested": of.get("nested") is not None} for of in (found, about)]
-        refuse_another(storage.join(out, RECORD), *whether)
-    for name, was in location.found().items():
-        if was.get("outer") is None:
-            refuse_another(f"{location.shown}: study {name}", was, about)
-        if found is None:
-            raise ConfigError(
-                f"{location.shown}: holds study {name}, whose directory is not there; choose another --out, or "
-                "remove it with `optuna delete-study`"
-            )
-
-
-def _open_studies(space: SearchSpace, location: Location, store: Store, about: dict[str, Any]) -> dict[str, Study]:
-    """The Optuna studies by name; a new one's first trials are the base's own settings."""
-    studies = {}
-    known = location.names(store.storage)
-    for name in space.shares():
-        studies[name] = study = optuna.create_study(
-            storage=store.storage, study_name=location.name(name), direction="maximize", load_if_exists=True
-        )
-        if name not in known:
-            study.set_user_attr(RECORD, about)
-            for architecture in space.architectures if space.joint else [name]:
-                study.enqueue_trial(space.defaults(architecture))
-    return studies
-
-
 def _may_go_on(studies: dict[str, Study], allowance: Allowance) -> bool:
     """Whether there is something to train: what earlier starts have begun is finished, whatever the budget."""
     begun = (study.get_trials(deepcopy=False, states=[TrialState.RUNNING]) for study in studies.values())
@@ -229,7 +192,7 @@ def _may_go_on(studies: dict[str, Study], allowance: Allowance) -> bool:
 
 
 def _ended(studies: dict[str, Study]) -> int:
-    return sum(trial.state.is_finished() for study in studies.values() for trial in study.get_trials(deepcopy=False))
+    return sum(trial.state.is_finished() for study in studies.values() for trial in own_trials(study))
 
 
 def _tune(

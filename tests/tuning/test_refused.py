@@ -16,10 +16,10 @@ from braintum import storage
 from braintum.data.ingest.phantom import ingest_phantom
 from braintum.data.shards import read_card
 from braintum.training.run import prepare_out
+from braintum.tuning.begin import record
 from braintum.tuning.location import Location
 from braintum.tuning.records import RECORD
 from braintum.tuning.space import SearchSpace
-from braintum.tuning.study import record
 
 LR: dict[str, Any] = {"log_uniform": [1e-5, 1e-2]}
 

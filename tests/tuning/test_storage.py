@@ -20,12 +20,12 @@ from braintum import storage
 from braintum.cli import main
 from braintum.data.shards import read_card
 from braintum.settings import ConfigError
+from braintum.tuning.begin import record
 from braintum.tuning.database import StorageLost
 from braintum.tuning.location import Location, location_of
 from braintum.tuning.nested import nested_search
 from braintum.tuning.records import RECORD
 from braintum.tuning.storage import OptunaFile
-from braintum.tuning.study import record
 
 ONE_BY_ONE: dict[str, Any] = {
     "architectures": ["unet"], "trials": 3, "resources": {"max_concurrent": 1},
