@@ -21,6 +21,7 @@ from braintum import storage
 from braintum.config import Experiment
 from braintum.tuning.parts import LIMITS
 from braintum.tuning.records import HISTORY, SPEC, own_trials
+from braintum.tuning.repeats import is_exhausted
 from braintum.tuning.slots import Places
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.spending import Spending, Spent, words
@@ -69,7 +70,9 @@ class Allowance:
 
     @property
     def stopped_by(self) -> str | None:
-        """What ends the search: `trials`, or the limit that one more would exceed; None while it goes on."""
+        """What ends the search: `trials` (there are as many, or no others to try), or the limit that one more would
+        exceed; None while it goes on.
+        """
         names = self._behind()
         if not names:
             return "trials"
@@ -122,11 +125,13 @@ class Allowance:
                 self.ended(spec.run)
 
     def _behind(self) -> list[str]:
-        """The studies that have not asked for their share of trials, the one furthest behind first."""
+        """The studies that have not asked for their share of trials and have more to ask, the furthest behind first."""
         shares, asked = self._space.shares(), {}
         for name, study in self._studies.items():
+            if is_exhausted(study):
+                continue
             asked[name] = sum(trial.state is not TrialState.WAITING for trial in own_trials(study))
-        return sorted((name for name in shares if asked[name] < shares[name]), key=lambda n: asked[n] / shares[n])
+        return sorted((name for name in asked if asked[name] < shares[name]), key=lambda n: asked[n] / shares[n])
 
     def _limit(self, study: str) -> str | None:
         """The first limit that one more trial of a study would exceed; None where it fits.

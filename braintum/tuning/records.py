@@ -22,6 +22,8 @@ LOST = "lost"
 """The one of a trial that racing stopped: the fields of `racing.Lost`."""
 WARM_START = "warm_start"
 """The one of a trial that another study trained: that study, and the trial in it. It only teaches the sampler."""
+REPEATS = "repeats"
+"""The one of a proposal that was not trained, as another trial of the study has its settings: that trial's number."""
 PLACED = "placed"
 """The one that holds when a trial was placed, and placed again by drivers that resumed: wall-clock seconds."""
 ALONE = "alone"
@@ -41,9 +43,12 @@ _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialSt
 
 
 def own_trials(study: Study, *states: TrialState) -> list[FrozenTrial]:
-    """The trials of a study but those that it has taken from another one, in these states (any, if none is named)."""
+    """The trials that a study trains, in these states (any, if none is named).
+
+    That is all but those that it has taken from another study, and proposals that were known.
+    """
     trials = study.get_trials(deepcopy=False, states=states or None)
-    return [trial for trial in trials if WARM_START not in trial.user_attrs]
+    return [trial for trial in trials if not trial.user_attrs.keys() & {WARM_START, REPEATS}]
 
 
 def trials_and_history(studies: dict[str, Study], out: str) -> tuple[Records, Records]:

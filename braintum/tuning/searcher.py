@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 
 from braintum.tuning.budget import Allowance
 from braintum.tuning.records import ALONE, PLACED, SPEC
+from braintum.tuning.repeats import Trained, answer
 from braintum.tuning.samplers import build_sampler
 from braintum.tuning.schedulers import STEPS
 from braintum.tuning.slots import Slots
@@ -31,7 +32,8 @@ class OptunaSearcher(Searcher):
 
     `studies`: by architecture, or the joint one under the space's name. `place` completes a trial's values to its
     TrialSpec. Trials stopped by the scheduler are told as PRUNED at the step they reached, diverged and broken ones
-    as FAIL, and only those that finished all folds as COMPLETE. What the `allowance` does not allow is not handed out.
+    as FAIL, and only those that finished all folds as COMPLETE. What the `allowance` does not allow is not handed out,
+    and neither is what was trained already (`braintum.tuning.repeats`).
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class OptunaSearcher(Searcher):
             for trial in study.get_trials(states=[TrialState.RUNNING]):
                 if SPEC not in trial.user_attrs:  # its driver died between asking and placing
                     study.tell(trial.number, state=TrialState.FAIL)
+        self._trained = {name: Trained(study) for name, study in studies.items()}
         self._running: dict[str, optuna.trial.Trial] = {}
         self._waits = False
         """Whether nothing more fits into the budget until a trial has ended."""
@@ -73,7 +76,10 @@ class OptunaSearcher(Searcher):
             return None
         if name is None:
             return cast(None, Searcher.FINISHED)  # a string, against the declared type
-        self._running[trial_id], spec = self._ask(name)
+        asked = self._ask(name)
+        if asked is None:  # while others run, Tune hears of them before it asks again
+            return None if self._running else self.suggest(trial_id)
+        self._running[trial_id], spec = asked
         return self._placed(trial_id, spec)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -91,7 +97,7 @@ class OptunaSearcher(Searcher):
             self._unfinished.append(trial)
             return
         if error or result is None or "outcome" in result:
-            spec = TrialSpec(**json.loads(trial.user_attrs[SPEC]))
+            spec = self._not_finished(trial)
             trial.set_user_attr("failure", (result or {}).get("failure") or reason_of_failure(spec))
             trial.study.tell(trial, state=TrialState.FAIL)
             return
@@ -99,6 +105,7 @@ class OptunaSearcher(Searcher):
         if result["finished"]:
             trial.study.tell(trial, result["score"])
         else:
+            self._not_finished(trial)
             trial.study.tell(trial, state=TrialState.PRUNED)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -132,13 +139,25 @@ class OptunaSearcher(Searcher):
         every = [known for study in self._studies.values() for known in study.get_trials(deepcopy=False)]
         return max(1, self._slots.trials_per_gpu - sum(ALONE in known.user_attrs for known in every))
 
-    def _ask(self, name: str) -> tuple[optuna.trial.Trial, TrialSpec]:
+    def _not_finished(self, trial: optuna.trial.Trial) -> TrialSpec:
+        """Its settings may be proposed again."""
+        spec = TrialSpec(**json.loads(trial.user_attrs[SPEC]))
+        self._trained[self._space.name if self._space.joint else spec.architecture].drop(spec.experiment)
+        return spec
+
+    def _ask(self, name: str) -> tuple[optuna.trial.Trial, TrialSpec] | None:
+        """A trial of a study and what it is; None where its settings were known, and it was answered at once."""
         study = self._studies[name]
         number = len(study.get_trials(deepcopy=False)) - _waiting(study)
         study.sampler = build_sampler(self._space, name, number)
         trial = study.ask()
         architecture, values = self._space.suggest(trial, None if self._space.joint else name)
         spec = self._place(architecture, trial.number, name, values)
+        known = self._trained[name].find(spec.experiment)
+        if known is not None:
+            answer(study, trial, known)
+            return None
+        self._trained[name].add(spec.experiment, trial.number)
         trial.set_user_attr(SPEC, json.dumps(asdict(spec)))
         return trial, spec
 

@@ -36,6 +36,7 @@ from braintum.tuning.outcome import only_the_best, race_summary, winners
 from braintum.tuning.parts import COSTS
 from braintum.tuning.racing import refuse_powerless
 from braintum.tuning.records import HISTORY_COLUMNS, RECORD, TRIAL_COLUMNS, counts, own_trials, trials_and_history
+from braintum.tuning.repeats import NOTHING_NEW, is_exhausted, repeats
 from braintum.tuning.samplers import seed_of
 from braintum.tuning.schedulers import StudySchedulers
 from braintum.tuning.searcher import OptunaSearcher
@@ -139,6 +140,9 @@ def run_study(
         if left > 0 and _may_go_on(studies, allowance):
             _tune(space, studies, out, folds, shared, outer, watch, allowance)
         seconds = time.monotonic() - searched
+        known_again = {name: repeats(study) for name, study in studies.items()}
+        for name in (name for name, study in studies.items() if is_exhausted(study)):
+            progress.say(f"{name}: nothing new in {NOTHING_NEW} proposals, so it ends with fewer trials")
         stopped_by = allowance.stopped_by
         trials, history = trials_and_history(studies, out)
         best, importance = winners(space, studies, out), importances(studies)
@@ -158,6 +162,7 @@ def run_study(
         "trials": counts(trials),
         "best": crossvalidate(space, best, shared, out, outer, failed, progress),
         "failed": failed,
+        "repeats": known_again,
         "leaks": shared.leaks,
         **({"pareto": pareto(space.objectives, trials), "chosen_by": RULE} if space.objectives else {}),
         **raced,

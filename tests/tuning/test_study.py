@@ -147,7 +147,10 @@ def test_stopped_trials_are_told_as_pruned_and_diverged_ones_as_failed(tiny_phan
         "trials": 6,
         "resources": {"max_concurrent": 1},
         "sampler": {"name": "random", "seed": 1},
-        "parameters": {"loss.segmentation_weight": {"choice": [1.0, 1e39]}, "optim.lr": {"choice": [1e-2, 1e-9]}},
+        "parameters": {
+            "loss.segmentation_weight": {"choice": [1.0, 1e39]},
+            "optim.lr": {"choice": [1e-2, 1e-9, 1e-10, 1e-11]},
+        },
     }
     search(space(tmp_path, **changes), tiny_phantom, str(out), progress=quiet())
     states = [trial.state.name for trial in studies_of(out)["unet"].trials]
@@ -173,7 +176,7 @@ def test_a_resume_may_find_another_winner_but_not_answer_another_question(tiny_p
         "architectures": ["unet"],
         "overrides": {**SMALL["overrides"], "optim.lr": 1e-9},
         "sampler": {"name": "random", "seed": 0},
-        "parameters": {"optim.lr": {"choice": [1e-9, 1e-2]}},
+        "parameters": {"optim.lr": {"choice": [1e-9, 1e-8, 1e-7, 1e-2]}},
         "scheduler": {"name": "none"},
     }
     nowhere = {"overrides": {**changes["overrides"], "model.init_from": f"{tmp_path}/none.safetensors"}}
