@@ -13,14 +13,16 @@ import gc
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import ray
+from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.error import TuneError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from braintum import storage
 from braintum.data.folds import without
@@ -270,19 +272,21 @@ def _tune(
             error.__traceback__ = None
             gc.collect()
             raise
-        except (TuneError, OperationalError) as error:
-            if _has_no_room(error):
+        except (TuneError, SQLAlchemyError, StorageInternalError) as error:
+            causes = list(_causes(error))
+            # Tune wraps what its callbacks raise, and a database's driver what interrupts it.
+            if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+                raise KeyboardInterrupt from None
+            if any(storage.is_full(cause) or "disk is full" in str(cause) for cause in causes):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), out) from error
             raise
 
 
-def _has_no_room(error: BaseException | None) -> bool:
-    """Whether an error comes from a full disk: Tune wraps those of callbacks, SQLite has its own kind."""
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what it was raised in the handling of."""
     while error is not None:
-        if storage.is_full(error) or "disk is full" in str(error):
-            return True
+        yield error
         error = error.__context__
-    return False
 
 
 def _most_epochs(space: SearchSpace, study: str) -> int:

@@ -161,7 +161,7 @@ def test_a_bad_configuration_is_stopped_after_its_first_fold_resumed_or_not(tiny
     raced = space(tmp_path, **RACED)
     summary = search(raced, tiny_phantom, str(calm), progress=quiet())
     bad = {t.number for t in studies_of(calm)["unet"].trials if t.params["optim.lr"] == 1e-9}
-    assert len(bad) == 3
+    assert len(bad) >= 3
     racing = summary["racing"]
     after = {trial["trial"]: trial["folds"] for trial in racing["stopped"]}
     assert {number: after.get(number) for number in bad} == dict.fromkeys(bad, 1)
