@@ -32,6 +32,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from braintum.data.augment import NUM_DRAWS
 from braintum.data.batches import Batches
+from braintum.data.change_by_slice import change_slices
+from braintum.data.changes import changes_of
 from braintum.data.table import SliceTable, pixels
 from braintum.parts import Augment
 from braintum.training.device import keep_freed_memory
@@ -60,11 +62,11 @@ def ours(table: SliceTable, augment: Augment) -> dict[str, Setting]:
 
 
 Change = Callable[[Tensor, Tensor, NDArray[np.float32], Augment], Pair]
-"""`by_torch`, as users of the peers below would write it, or braintum's `augment_batch`, lent to them."""
+"""`by_torch`, as users of the peers below would write it, or `by_braintum`, lent to them."""
 
 
 def by_torch(image_BCHW: Tensor, mask_B1HW: Tensor, drawn_BP: NDArray[np.float32], augment: Augment) -> Pair:
-    """As `augment_batch`, written with the functions that torch's documentation has for it."""
+    """As `by_braintum`, written with the functions that torch's documentation has for it."""
     draws_BP = torch.from_numpy(drawn_BP)
     flips = (augment.flip_horizontal, augment.flip_vertical)
     flip_x_B, flip_y_B = (1 - 2 * (draws_BP[:, i] < share).float() for i, share in enumerate(flips))
@@ -81,6 +83,13 @@ def by_torch(image_BCHW: Tensor, mask_B1HW: Tensor, drawn_BP: NDArray[np.float32
     mean_BC11 = image_BCHW.mean((2, 3), keepdim=True)
     factor_B111, brightness_B111 = (1 + contrast_B).view(-1, 1, 1, 1), brightness_B.view(-1, 1, 1, 1)
     return ((image_BCHW - mean_BC11) * factor_B111 + (mean_BC11 + brightness_B111)).clamp_(0, 1), mask_B1HW
+
+
+def by_braintum(image_BCHW: Tensor, mask_B1HW: Tensor, drawn_BP: NDArray[np.float32], augment: Augment) -> Pair:
+    """What braintum's own batches are changed by."""
+    low_BC = np.zeros(image_BCHW.shape[:2], np.float32)
+    changes = changes_of(drawn_BP, augment, *image_BCHW.shape[2:])
+    return change_slices(image_BCHW.numpy(), mask_B1HW.numpy()[:, 0], low_BC, low_BC + 1, changes)
 
 
 def augmented(image_BCHW: Tensor, mask_B1HW: Tensor, augment: Augment, change: Change) -> Pair:

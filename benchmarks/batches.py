@@ -6,7 +6,7 @@ One process asks for batches of 16, as a training does, and every loader may use
 documentation advises (`batch_peers.py`): monai's CacheDataset with the equivalent dictionary transforms; a DataLoader
 that decodes PNG files every epoch; Ray Data's `iter_torch_batches`. The last two bring no augmentation: it is written
 in batch, which is faster than a sample at a time, with torch's documented functions. They are measured a second time
-with braintum's own `augment_batch` lent to them, which tells what is left when everybody augments with the same code.
+with braintum's own changes lent to them, which tells what is left when everybody augments with the same code.
 All keep freed memory (`keep_freed_memory`) and run in the environment of braintum's workers.
 
 A round is an epoch of every setting, one after another, in an order that turns from round to round; each waits until
@@ -40,6 +40,7 @@ from batch_peers import (
     BATCH_SIZE,
     WORKERS,
     Setting,
+    by_braintum,
     by_torch,
     monai_settings,
     ours,
@@ -51,7 +52,6 @@ from PIL import Image
 from record import record
 
 from braintum.connect import ENVIRONMENT, start_local
-from braintum.data.augment import augment_batch
 from braintum.data.batches import gather_rows
 from braintum.data.ingest.phantom import phantom_rows
 from braintum.data.shards import write_dataset
@@ -191,7 +191,7 @@ def main() -> None:
             "ours": ours(table, augment),
             "monai": monai_settings(table, augment),
             "torch_png": png_settings(Path(folder), len(table), augment, by_torch),
-            f"torch_png{LENT}": png_settings(Path(folder), len(table), augment, augment_batch),
+            f"torch_png{LENT}": png_settings(Path(folder), len(table), augment, by_braintum),
         }
         stored = stored_digests(table)
         check_all(loaders, table, stored)  # forks the workers, before Ray has threads
@@ -199,7 +199,7 @@ def main() -> None:
         blocks = stored_blocks(url, table)
         with_ray = {
             "ray_data": ray_settings(blocks, augment, by_torch),
-            f"ray_data{LENT}": ray_settings(blocks, augment, augment_batch),
+            f"ray_data{LENT}": ray_settings(blocks, augment, by_braintum),
         }
         check_all({"ours": loaders["ours"], **with_ray}, table, stored)
         loaders |= with_ray

@@ -2,15 +2,13 @@
 
     python benchmarks/search_speed.py [--rounds 3] [--trials 20]
 
-The same space, folds, sampler (Optuna's TPE) and early stopping (ASHA, one rung after a fold) in each; all train
-through `trial_epochs`, so that an epoch is the same work everywhere, checkpoint and history included. Each arm is a
-process of its own, timed from its start; on two cores, two trials at a time, one thread each:
+The same space, folds, sampler (Optuna's TPE) and early stopping (ASHA, one rung after a fold) in each, and the same
+work an epoch. Each arm is a process of its own, timed from its start; on two cores, two trials at a time, one thread
+each:
 
 - `braintum`: `search`, with Optuna's file, trials' records and progress as always. The cross-validations that follow
   are no part of what is measured: every arm's time ends with its last epoch.
-- `documented`: a TorchTrainer inside a Tune function, TuneReportCallback, OptunaSearch, ASHAScheduler, as
-  "Hyperparameter Tuning with Ray Tune" of Ray Train's user guides has it (docs.ray.io), the table in the object store.
-- `function`: a plain Tune function trainable with the same searcher and scheduler.
+- `documented` and `function`: see `search_peers.py`.
 - `optuna`: two processes with `study.optimize`, one journal file and SuccessiveHalvingPruner, as Optuna's tutorial on
   parallel optimisation advises; each loads the table itself.
 
@@ -29,16 +27,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import yaml
 from record import record
+from search_peers import SLOTS, Places, by_braintum, by_tune
 
-SLOTS = 2
 ARMS = ("braintum", "documented", "function", "optuna")
 EPOCHS, FOLDS, GRACE, REDUCTION = 4, 3, 4, 3
 SPACE = {
@@ -62,7 +58,7 @@ def make(folder: Path, trials: int) -> None:
     """The dataset and the space that every arm uses."""
     from braintum.data.ingest.phantom import ingest_phantom
 
-    ingest_phantom(str(folder / "data"), cases=60, slices_per_case=4, size=64)
+    ingest_phantom(str(folder / "data"), cases=30, slices_per_case=4, size=64)
     (folder / "space.yaml").write_text(yaml.safe_dump({**SPACE, "trials": trials}))
 
 
@@ -167,109 +163,7 @@ def run_arm(arm: str, folder: Path, trials: int, worker: int | None) -> None:
     elif arm == "optuna":
         by_optuna(folder, trials, worker)
     else:
-        by_tune(folder, trials, nested=arm == "documented")
-
-
-def by_braintum(folder: Path) -> None:
-    from braintum.connect import start_local
-    from braintum.training.progress import Progress
-    from braintum.tuning.space import SearchSpace
-    from braintum.tuning.study import search
-
-    start_local(num_cpus=SLOTS)
-    space = SearchSpace.load(folder / "space.yaml")
-    search(space, str(folder / "data"), str(folder / "study"), progress=Progress("study", quiet=True))
-
-
-def trial_of(folder: Path) -> Callable[[str, dict[str, Any]], Any]:
-    """Makes the TrialSpec of a name and its values, as braintum's search would."""
-    from braintum.tuning.space import SearchSpace
-    from braintum.tuning.trial import TrialSpec
-    from braintum.tuning.views import view
-
-    space = SearchSpace.load(folder / "space.yaml")
-
-    def spec(name: str, values: dict[str, Any]) -> TrialSpec:
-        experiment = space.experiment("joint_unet", values)
-        out = str(folder / "trials" / name)
-        return TrialSpec("joint_unet", 0, experiment.to_dict(), view(experiment.data), out, space.folds, space.score)
-
-    return spec
-
-
-def by_tune(folder: Path, trials: int, *, nested: bool) -> None:
-    """The documented pattern (`nested`: a TorchTrainer inside of the function), or the function by itself."""
-    import ray
-    from ray import tune
-    from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search.optuna import OptunaSearch
-
-    from braintum.connect import start_local
-    from braintum.data.table import load_table
-
-    start_local(num_cpus=SLOTS)
-    spec_of = trial_of(folder)
-    specs = spec_of("any", {})
-    from braintum.config import Experiment
-
-    table = ray.put(load_table(str(folder / "data"), Experiment.from_dict(specs.experiment).data))
-
-    def train_loop(config: dict[str, Any]) -> None:
-        import ray.train
-        import torch
-
-        from braintum.tuning.trial import trial_epochs
-
-        torch.set_num_threads(1)
-        for row in trial_epochs(config["spec"], ray.get(table)):
-            ray.train.report({"score": row["score"], "epoch": row["epoch"]})
-
-    def driver(config: dict[str, Any]) -> None:
-        import ray.train
-        import torch
-        from ray.train.torch import TorchTrainer
-        from ray.tune.integration.ray_train import TuneReportCallback
-
-        from braintum.tuning.trial import trial_epochs
-
-        spec = spec_of(tune.get_context().get_trial_id(), config)
-        if nested:
-            trainer = TorchTrainer(
-                train_loop,
-                train_loop_config={"spec": spec},
-                scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
-                run_config=ray.train.RunConfig(
-                    name=tune.get_context().get_trial_id(),
-                    storage_path=str(folder / "train"),
-                    callbacks=[TuneReportCallback()],
-                ),
-            )
-            trainer.fit()
-            return
-        torch.set_num_threads(1)
-        for row in trial_epochs(spec, ray.get(table)):
-            tune.report({"score": row["score"], "epoch": row["epoch"]})
-
-    tuner = tune.Tuner(
-        tune.with_resources(driver, {"CPU": 0 if nested else 1}),
-        param_space={
-            "optim.lr": tune.loguniform(1e-4, 3e-2),
-            "loss.classification_weight": tune.uniform(0.1, 2.0),
-        },
-        tune_config=tune.TuneConfig(
-            metric="score",
-            mode="max",
-            num_samples=trials,
-            max_concurrent_trials=SLOTS,
-            search_alg=OptunaSearch(),
-            scheduler=ASHAScheduler(
-                time_attr="epoch", max_t=EPOCHS * FOLDS + 1, grace_period=GRACE, reduction_factor=REDUCTION
-            ),
-        ),
-        run_config=tune.RunConfig(storage_path=str(folder / "tune")),
-    )
-    tuner.fit()
-    ray.shutdown()
+        by_tune(arm, folder)
 
 
 def by_optuna(folder: Path, trials: int, worker: int | None) -> None:
@@ -288,22 +182,21 @@ def by_optuna(folder: Path, trials: int, worker: int | None) -> None:
     from optuna.study import MaxTrialsCallback
     from optuna.trial import TrialState
 
-    from braintum.config import Experiment
     from braintum.data.table import load_table
     from braintum.training.device import keep_freed_memory
     from braintum.tuning.trial import trial_epochs
 
     torch.set_num_threads(1)
     keep_freed_memory()
-    spec_of = trial_of(folder)
-    table = load_table(str(folder / "data"), Experiment.from_dict(spec_of("any", {}).experiment).data)
+    places = Places(folder)
+    table = load_table(str(folder / "data"), places.space.experiment(places.name, {}).data)
 
     def objective(trial: optuna.Trial) -> float:
         values = {
             "optim.lr": trial.suggest_float("optim.lr", 1e-4, 3e-2, log=True),
             "loss.classification_weight": trial.suggest_float("loss.classification_weight", 0.1, 2.0),
         }
-        for row in trial_epochs(spec_of(str(trial.number), values), table):
+        for row in trial_epochs(places.spec(str(trial.number), values), table):
             trial.report(row["score"], row["epoch"])
             if trial.should_prune():
                 raise optuna.TrialPruned

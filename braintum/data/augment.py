@@ -1,21 +1,15 @@
-"""Random changes of training slices, in batch and on the device that trains.
+"""What an epoch draws at random: the order of its slices, and numbers that their changes are made of.
 
-Random numbers are drawn per dataset row from (seed, epoch), so that a slice is changed alike whatever batch, worker or
+The numbers are drawn per dataset row from (seed, epoch), so that a slice is changed alike whatever batch, worker or
 resumed run it comes in.
 
-Shapes: B batch, C channels, H W height and width, R rows of the table, P draws a row.
+Shapes: R rows of the table, P draws a row.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
-
-from braintum.data.change_by_slice import change_slices
-from braintum.data.change_in_batch import change_in_batch
-from braintum.data.changes import changes_of
-from braintum.parts import Augment
 
 NUM_DRAWS = 8
 _ORDER, _AUGMENT, _PARTS = 0, 1, 2  # which stream of a (seed, epoch)
@@ -46,21 +40,6 @@ def shuffled(
 
 
 def augment_draws(num_rows: int, seed: int, epoch: int) -> NDArray[np.float32]:
-    """[R, P], uniform in [0, 1): what `augment_batch` needs, for every row of the table."""
-    uniform = (_raw(seed, epoch, _AUGMENT, num_rows * NUM_DRAWS) >> np.uint64(40)).astype(np.float32) * 2.0**-24
-    return uniform.reshape(num_rows, NUM_DRAWS).astype(np.float32)
-
-
-def augment_batch(
-    image_BCHW: Tensor, mask_B1HW: Tensor, draws_BP: NDArray[np.float32], augment: Augment
-) -> tuple[Tensor, Tensor]:
-    """Changed copies of images in [0, 1] and of uint8 label maps; the inputs are left as they are.
-
-    Flips, rotation, zoom and shift are one resampling (image bilinear, mask nearest, zeros from outside). Then contrast
-    around the slice's mean, brightness, and a cut to [0, 1].
-    """
-    changes = changes_of(draws_BP, augment, *image_BCHW.shape[2:])
-    if image_BCHW.is_cuda:
-        return change_in_batch(image_BCHW, mask_B1HW, changes)
-    low_BC = np.zeros(image_BCHW.shape[:2], np.float32)
-    return change_slices(image_BCHW.numpy(), mask_B1HW.numpy()[:, 0], low_BC, low_BC + 1, changes)
+    """[R, P], uniform in [0, 1): what `changes_of` needs, for every row of the table."""
+    bits_X = _raw(seed, epoch, _AUGMENT, num_rows * NUM_DRAWS) >> np.uint64(40)
+    return (bits_X.astype(np.float32) * np.float32(2.0**-24)).reshape(num_rows, NUM_DRAWS)

@@ -22,7 +22,7 @@ from torch import Tensor
 from braintum.data.augment import augment_draws, shuffled
 from braintum.data.change_by_slice import Slices, change_slices
 from braintum.data.change_in_batch import change_in_batch
-from braintum.data.changes import changes_of
+from braintum.data.changes import Changes, changes_of
 from braintum.data.schema import DataError
 from braintum.data.stream import Steps, Streamed, rows_of_steps
 from braintum.data.table import SliceTable
@@ -83,12 +83,13 @@ class Batches:
         order = shuffled(self._rows, self._seed, epoch, self._window, self._table.part_ends)
         steps = np.array_split(order, self.num_steps)
         shares = [np.array_split(step, self._world_size)[self._rank] for step in steps]
-        draws_RP = None if self._augment is None else augment_draws(len(self._table), self._seed, epoch)
         steps_ahead = -(-self._window * self.num_steps // len(self._rows))
-        if self._augment is None or draws_RP is None:
+        if self._augment is None:
             pixels = self._gather.pixels(shares, steps_ahead)
         else:
-            pixels = self._gather.changed(shares, steps_ahead, draws_RP, self._augment)
+            draws_RP = augment_draws(len(self._table), self._seed, epoch)
+            changes = changes_of(draws_RP, self._augment, *self._table.mask_RHW.shape[1:])
+            pixels = self._gather.changed(shares, steps_ahead, changes)
         for step, mine, (image_BCHW, mask_B1HW) in zip(steps, shares, pixels, strict=True):
             yield self._gather.batch(image_BCHW, mask_B1HW, mine, step)
 
@@ -172,12 +173,11 @@ class _Gather:
             image_BCHW.sub_(self._low_RC11[index_B]).mul_(self._scale_RC11[index_B])
             yield image_BCHW, mask_BX.to(self._device).view(len(rows), 1, *shape[1:])
 
-    def changed(
-        self, steps: Steps, ahead: int, draws_RP: NDArray[np.float32], augment: Augment
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `pixels`, augmented. On a CPU a resident table's slices are read where they lie."""
-        shape = self._table.image_RCHW.shape[1:]
-        changes = changes_of(draws_RP, augment, *shape[1:])
+    def changed(self, steps: Steps, ahead: int, changes: Changes) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `pixels`, changed. On a CPU a resident table's slices are read where they lie.
+
+        `changes`: of every row of the table.
+        """
         if self._device.type == "cuda":
             for rows, pixels in zip(steps, self.pixels(steps, ahead), strict=True):
                 yield change_in_batch(*pixels, changes.of(rows))

@@ -1,4 +1,4 @@
-"""Affine maps of images and their label maps in batch, as a GPU does them; see `change` for CPUs.
+"""Slices changed at random on a GPU, in batch: one operation after another; see `change_by_slice` for CPUs.
 
 Shapes: B batch, C channels, H W height and width.
 """
@@ -13,12 +13,17 @@ from braintum.data.changes import Changes
 
 
 def change_in_batch(image_BCHW: Tensor, mask_B1HW: Tensor, changes: Changes) -> tuple[Tensor, Tensor]:
-    """`augment_batch` on a GPU, where a batch is one operation after another."""
+    """Changed copies of images in [0, 1] and of uint8 label maps.
+
+    Images and label maps are moved together; then contrast by a factor around the slice's mean, brightness, and a cut
+    to [0, 1].
+    """
     if changes.move_B23 is not None:
         image_BCHW, mask_B1HW = resample_in_batch(image_BCHW, mask_B1HW, torch.from_numpy(changes.move_B23).float())
     factor_B, brightness_B = (torch.from_numpy(values).float().to(image_BCHW.device) for values in changes[1:])
     factor_B111 = factor_B[:, None, None, None]
-    offset_BC11 = image_BCHW.mean((2, 3), keepdim=True) * (1 - factor_B111) + brightness_B[:, None, None, None]
+    mean_BC11 = image_BCHW.mean(3, keepdim=True).mean(2, keepdim=True)
+    offset_BC11 = mean_BC11 * (1 - factor_B111) + brightness_B[:, None, None, None]
     return (image_BCHW * factor_B111).add_(offset_BC11).clamp_(0, 1), mask_B1HW
 
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +54,18 @@ def held_out_folds(table: SliceTable, folds: int | None, seed: int) -> dict[str,
     return held_out
 
 
+_FOLDS: WeakKeyDictionary[SliceTable, dict[tuple[int | None, int], dict[str, Rows]]] = WeakKeyDictionary()
+
+
 def _all_folds(table: SliceTable, folds: int | None, seed: int) -> dict[str, Rows]:
-    """`held_out_folds` with the rows that show nothing."""
+    """`held_out_folds` with the rows that show nothing. Made once a table: every fold of every trial asks."""
+    known = _FOLDS.setdefault(table, {})
+    if (folds, seed) not in known:
+        known[folds, seed] = _cut_folds(table, folds, seed)
+    return known[folds, seed]
+
+
+def _cut_folds(table: SliceTable, folds: int | None, seed: int) -> dict[str, Rows]:
     _refuse_cut(table, "case", table.case_id_R)
     source = _source_folds(table)
     if source:

@@ -22,7 +22,6 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats.qmc import Sobol
 
-from braintum.tuning.parameter import same
 from braintum.tuning.records import own_trials
 from braintum.tuning.space import ARCHITECTURE, SearchSpace
 
@@ -99,19 +98,19 @@ class Grid(_OneByOne):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        others = [other.params for other in own_trials(study) if other.number != trial.number]
+        others = {_key(other.params) for other in own_trials(study) if other.number != trial.number}
         had = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        left = [p for p in self._points if _agrees(p, had) and not any(_is(p, other) for other in others)]
-        # All were had: by trials that began with values of their own.
-        return next(p for p in left or self._points if param_name in p)[param_name]
+        left = (p for p in self._points if _key(p | had) == _key(p) and _key(p) not in others)
+        # Where all were had: by trials that began with values of their own.
+        point = next(left, None) or next(p for p in self._points if param_name in p)
+        return point[param_name]
 
 
-def _agrees(point: dict[str, Any], had: dict[str, Any]) -> bool:
-    return all(name in point and same(point[name], value) for name, value in had.items())
-
-
-def _is(point: dict[str, Any], params: dict[str, Any]) -> bool:
-    return point.keys() == params.keys() and _agrees(point, params)
+def _key(values: dict[str, Any]) -> str:
+    """Equal for equal values: True is not 1, and 1.0 is."""
+    return json.dumps(
+        {n: int(v) if isinstance(v, float) and v.is_integer() else v for n, v in values.items()}, sort_keys=True
+    )
 
 
 class CmaEs(BaseSampler):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import optuna
@@ -52,7 +52,7 @@ class OptunaSearcher(Searcher):
                 if SPEC not in trial.user_attrs:  # its driver died between asking and placing
                     study.tell(trial.number, state=TrialState.FAIL)
         self._trained = {name: Trained(study) for name, study in studies.items()}
-        self._running: dict[str, optuna.trial.Trial] = {}
+        self._running: dict[str, _Running] = {}
         self._waits = False
         """Whether nothing more fits into the budget until a trial has ended."""
         self._unfinished = [
@@ -64,8 +64,8 @@ class OptunaSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """A TrialSpec and when it was asked for: Tune asks when there is a slot, and places it at once."""
         if self._unfinished:
-            self._running[trial_id] = trial = self._unfinished.pop(0)
-            return self._placed(trial_id, TrialSpec(**json.loads(trial.user_attrs[SPEC])))
+            trial = self._unfinished.pop(0)
+            return self._placed(trial_id, trial, TrialSpec(**json.loads(trial.user_attrs[SPEC])))
         if self._waits:
             return None
         name = self._allowance.next_study()
@@ -79,16 +79,16 @@ class OptunaSearcher(Searcher):
         asked = self._ask(name)
         if asked is None:  # while others run, Tune hears of them before it asks again
             return None if self._running else self.suggest(trial_id)
-        self._running[trial_id], spec = asked
-        return self._placed(trial_id, spec)
+        return self._placed(trial_id, *asked)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if "outcome" not in result:
             self._allowance.told(trial_id, result)
-            self._report(self._running[trial_id], result)
+            self._running[trial_id].report(result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        trial, self._waits = self._running.pop(trial_id), False
+        running, self._waits = self._running.pop(trial_id), False
+        trial = running.trial
         if result is not None and "outcome" not in result:
             self._allowance.told(trial_id, result)  # the last one
         self._allowance.ended(trial_id)
@@ -101,7 +101,7 @@ class OptunaSearcher(Searcher):
             trial.set_user_attr("failure", (result or {}).get("failure") or reason_of_failure(spec))
             trial.study.tell(trial, state=TrialState.FAIL)
             return
-        self._report(trial, result)  # the step at which a scheduler stops a trial is not told before
+        running.report(result)  # the step at which a scheduler stops a trial is not told before
         if result["finished"]:
             trial.study.tell(trial, result["score"])
         else:
@@ -118,23 +118,18 @@ class OptunaSearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: see `save`."""
 
-    def _report(self, trial: optuna.trial.Trial, result: dict[str, Any]) -> None:
-        """Tells a step once: a resumed trial says its last one again, and so does one that ends by itself."""
-        known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
-        if result[STEPS] not in known:
-            trial.report(result["score"], result[STEPS])
-
-    def _placed(self, trial_id: str, spec: TrialSpec) -> dict[str, Any]:
+    def _placed(self, trial_id: str, trial: optuna.trial.Trial, spec: TrialSpec) -> dict[str, Any]:
         """What Tune hands to the trial: `params`, the values that were chosen, are for whoever shows them."""
-        now, trial = time.time(), self._running[trial_id]
-        trial.set_user_attr(PLACED, [*trial.user_attrs.get(PLACED, []), now])
+        now, known = time.time(), trial.study.get_trials(deepcopy=False)[trial.number]
+        self._running[trial_id] = _Running(trial, set(known.intermediate_values))
+        trial.set_user_attr(PLACED, [*known.user_attrs.get(PLACED, []), now])
         self._allowance.placed(trial_id, spec)
         gpus = self._slots.gpus(self._sharing(trial))
-        return {"trial": asdict(spec), "params": trial.params, "placed": now, "gpus": gpus}
+        return {"trial": asdict(spec), "params": known.params, "placed": now, "gpus": gpus}
 
     def _sharing(self, trial: optuna.trial.Trial) -> int:
         """How many trials share a GPU: one less for each that had no memory beside others, which are alone."""
-        if ALONE in trial.user_attrs:
+        if self._slots.trials_per_gpu == 1 or ALONE in trial.user_attrs:
             return 1
         every = [known for study in self._studies.values() for known in study.get_trials(deepcopy=False)]
         return max(1, self._slots.trials_per_gpu - sum(ALONE in known.user_attrs for known in every))
@@ -148,7 +143,7 @@ class OptunaSearcher(Searcher):
     def _ask(self, name: str) -> tuple[optuna.trial.Trial, TrialSpec] | None:
         """A trial of a study and what it is; None where its settings were known, and it was answered at once."""
         study = self._studies[name]
-        number = len(study.get_trials(deepcopy=False)) - _waiting(study)
+        number = sum(trial.state is not TrialState.WAITING for trial in study.get_trials(deepcopy=False))
         study.sampler = build_sampler(self._space, name, number)
         trial = study.ask()
         architecture, values = self._space.suggest(trial, None if self._space.joint else name)
@@ -162,5 +157,15 @@ class OptunaSearcher(Searcher):
         return trial, spec
 
 
-def _waiting(study: Study) -> int:
-    return len(study.get_trials(deepcopy=False, states=[TrialState.WAITING]))
+@dataclass(frozen=True)
+class _Running:
+    """A trial that runs, and the steps that Optuna knows of it. To read them of the storage takes 10 ms each time."""
+
+    trial: optuna.trial.Trial
+    steps: set[int]
+
+    def report(self, result: dict[str, Any]) -> None:
+        """Tells a step once: a resumed trial says its last one again, and so does one that ends by itself."""
+        if result[STEPS] not in self.steps:
+            self.trial.report(result["score"], result[STEPS])
+            self.steps.add(result[STEPS])

@@ -275,21 +275,27 @@ class SearchSpace(Part):
 
     def grid(self, architecture: str | None) -> list[dict[str, Scalar]]:
         """Every combination of values that a trial may have, in the order of the file; None: of a joint study."""
-        points: list[dict[str, Scalar]] = []
-        for name in self.architectures if architecture is None else [architecture]:
-            some: list[dict[str, Scalar]] = [{ARCHITECTURE: name} if architecture is None else {}]
+        if architecture is not None:
+            return self._grids[architecture]
+        return [{ARCHITECTURE: name, **point} for name, points in self._grids.items() for point in points]
+
+    @cached_property
+    def _grids(self) -> dict[str, list[dict[str, Scalar]]]:
+        grids: dict[str, list[dict[str, Scalar]]] = {}
+        for name in self.architectures:
+            points: list[dict[str, Scalar]] = [{}]
             for path, parameter in self.parameters.items():
-                some = [
+                points = [
                     {**point, **more}
-                    for point in some
+                    for point in points
                     for more in (
                         [{path: value} for value in parameter.all_values]
                         if holds(parameter.when, {**self._fixed[name], **point})
                         else [{}]
                     )
                 ]
-            points += some
-        return points
+            grids[name] = points
+        return grids
 
     def settings(self) -> dict[str, Any]:
         """All but `trials`, `seeds`, `resources` and `budget`, as plain values."""

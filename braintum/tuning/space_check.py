@@ -19,7 +19,7 @@ from braintum.tuning.parameter import Scalar, allowed, same
 if TYPE_CHECKING:
     from braintum.tuning.space import SearchSpace
 
-MOST_POINTS = 100_000
+MOST_POINTS = 10_000
 """Combinations that a grid may have."""
 TASKS = ("segmentation", "classification", "both")
 

@@ -3,7 +3,7 @@
     OUT/study.json  optuna.db  trials/<architecture>-<n>/history.json  trials.parquet  history.parquet  summary.json
         and what `winner` writes: best/  crossval/  predictions.parquet
 
-`optuna.db` is all that a resumed study reads of the search.
+`optuna.db`, or the storage that was named instead, is all that a resumed study reads of the search.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -170,11 +169,13 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
 class OneWorkerTrial(tune.Trainable):
     """A trial in one actor, which Tune hands from trial to trial."""
 
+    _epochs: Iterator[dict[str, Any]]
+
     def setup(
         self, config: dict[str, Any], tables: Mapping[str, ray.ObjectRef[SliceTable]] | None = None, threads: int = 1
     ) -> None:
         assert tables is not None
-        self._tables = tables
+        self._tables, self._view = tables, ""
         torch.set_num_threads(threads)
         keep_freed_memory()
         self._begin(config)
@@ -183,22 +184,27 @@ class OneWorkerTrial(tune.Trainable):
         self._begin(new_config)
         return True
 
-    _epochs: Iterator[dict[str, Any]]
-
     def step(self) -> dict[str, Any]:
         try:
-            with _written_down(self._spec):
-                result = next(self._epochs)
-        except (Diverged, torch.OutOfMemoryError, OSError) as error:
+            result = next(self._epochs)
+        except Exception as error:
             self._epochs = iter(())  # it holds the network
-            return {**_failure(error, shares_gpu=self._shares_gpu), "placed": self._placed, "done": True}
+            ended = _ended(error, self._spec, shares_gpu=self._shares_gpu)
+            if ended is None:
+                raise
+            return {**ended, "placed": self._placed, "done": True}
         return {**result, "placed": self._placed, "done": result["finished"]}
 
     def _begin(self, config: dict[str, Any]) -> None:
+        self._epochs = iter(())  # it holds the network
         torch.cuda.empty_cache()  # what the trial before has left may be what another on the same GPU lacks
         self._placed, self._shares_gpu = config["placed"], 0 < config["gpus"] < 1
         self._spec = spec = TrialSpec(**config["trial"])
-        self._epochs = trial_epochs(spec, ray.get(self._tables[spec.view]))
+        if (
+            self._view != spec.view
+        ):  # what is kept by table (folds, tensors, what lies on a GPU) is kept from trial to trial
+            self._view, self._table = spec.view, ray.get(self._tables[spec.view])
+        self._epochs = trial_epochs(spec, self._table)
 
 
 def many_worker_trial(
@@ -234,7 +240,7 @@ def many_worker_trial(
         full = next((cause for cause in causes if storage.is_full(cause)), None)
         if full is None:
             raise
-        tune.report({**_failure(full), "placed": config["placed"]})
+        tune.report({**_unscored(FULL, full), "placed": config["placed"]})
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -246,11 +252,13 @@ def _work(config: dict[str, Any]) -> None:
     table: SliceTable = ray.get(config["table"])
     rank, world_size = context.get_world_rank(), context.get_world_size()
     try:
-        with _written_down(spec):
-            for result in trial_epochs(spec, table, rank=rank, world_size=world_size):
-                ray.train.report({**result, "placed": config["placed"]})
-    except Diverged as error:  # on all ranks: a report waits for all
-        ray.train.report({**_failure(error), "placed": config["placed"]})
+        for result in trial_epochs(spec, table, rank=rank, world_size=world_size):
+            ray.train.report({**result, "placed": config["placed"]})
+    except Exception as error:
+        ended = _ended(error, spec)
+        if not isinstance(error, Diverged) or ended is None:
+            raise  # not of all ranks, and a report waits for all
+        ray.train.report({**ended, "placed": config["placed"]})
 
 
 def reason_of_failure(spec: TrialSpec) -> str:
@@ -261,28 +269,22 @@ def reason_of_failure(spec: TrialSpec) -> str:
     return storage.read_bytes(place).decode().strip().splitlines()[-1]
 
 
-@contextmanager
-def _written_down(spec: TrialSpec) -> Iterator[None]:
-    """Keeps an error's traceback in the trial's directory: Tune tells its searcher only that there was one."""
-    try:
-        yield
-    except Diverged:
-        raise
-    except Exception:
-        storage.write_bytes(storage.join(spec.out, ERROR), traceback.format_exc().encode())
-        raise
+def _ended(error: Exception, spec: TrialSpec, *, shares_gpu: bool = False) -> dict[str, Any] | None:
+    """The last result of a trial that an error ends, `outcome` says how and `failure` why; None: it is to be raised.
 
-
-def _failure(error: Exception, *, shares_gpu: bool = False) -> dict[str, Any]:
-    """The last result of a trial that ended without a score: `outcome` says how, `failure` why. Raises other errors.
-
-    Raising these would lose the reused actor, and Tune would start the trial again, which ends the same.
+    Raising the others too would lose the reused actor, and Tune would start the trial again, which ends the same. The
+    traceback stays in the trial's directory: Tune tells its searcher only that there was an error.
     """
-    reason, outcome = str(error).split("\n")[0], FAILED
+    if isinstance(error, Diverged):
+        return _unscored(FAILED, error)
     if storage.is_full(error):
-        outcome = FULL
-    elif isinstance(error, torch.OutOfMemoryError):
-        outcome = CROWDED if shares_gpu else FAILED
-    elif not isinstance(error, Diverged):
-        raise error
-    return {"outcome": outcome, "failure": reason, "finished": False, "epoch": 0, "score": 0.0}
+        return _unscored(FULL, error)
+    storage.write_bytes(storage.join(spec.out, ERROR), traceback.format_exc().encode())
+    if isinstance(error, torch.OutOfMemoryError):
+        return _unscored(CROWDED if shares_gpu else FAILED, error)
+    return None
+
+
+def _unscored(outcome: str, error: Exception) -> dict[str, Any]:
+    failure = str(error).split("\n")[0]
+    return {"outcome": outcome, "failure": failure, "finished": False, "epoch": 0, "score": 0.0}

@@ -7,10 +7,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from braintum.data.augment import NUM_DRAWS, augment_batch, augment_draws
+from braintum.data.augment import NUM_DRAWS, augment_draws
 from braintum.data.change_by_slice import change_slices
-from braintum.data.change_in_batch import resample_in_batch
-from braintum.data.changes import Changes
+from braintum.data.change_in_batch import change_in_batch, resample_in_batch
+from braintum.data.changes import Changes, changes_of
 from braintum.parts import Augment
 
 OFF = {"flip_horizontal": 0, "flip_vertical": 0, "rotate": 0, "scale": 0, "shift": 0, "brightness": 0, "contrast": 0}
@@ -37,10 +37,23 @@ def mask() -> torch.Tensor:
     return mask
 
 
-def by_opencv(image: torch.Tensor, mask: torch.Tensor, moves: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def on_cpu(image: torch.Tensor, mask: torch.Tensor, changes: Changes) -> Pair:
+    """What `change_in_batch` does, as CPUs do it."""
+    low = np.zeros(image.shape[:2], np.float32)
+    return change_slices(image.numpy(), mask.numpy()[:, 0], low, low + 1, changes)
+
+
+def changed(image: torch.Tensor, mask: torch.Tensor, draws_BP: NDArray[np.float32], augment: Augment) -> Pair:
+    return on_cpu(image, mask, changes_of(draws_BP, augment, *image.shape[2:]))
+
+
+def by_opencv(image: torch.Tensor, mask: torch.Tensor, moves: torch.Tensor) -> Pair:
     """What `resample_in_batch` does, as CPUs do it."""
-    low, one = np.zeros(image.shape[:2], np.float32), np.ones(len(image))
-    return change_slices(image.numpy(), mask.numpy()[:, 0], low, low + 1, Changes(moves.double().numpy(), one, 0 * one))
+    one = np.ones(len(image))
+    return on_cpu(image, mask, Changes(moves.double().numpy(), one, 0 * one))
 
 
 def draws(value: float, slices: int = 4) -> NDArray[np.float32]:
@@ -48,21 +61,21 @@ def draws(value: float, slices: int = 4) -> NDArray[np.float32]:
 
 
 def test_nothing_changes_when_all_is_off(image, mask) -> None:
-    changed = augment_batch(image, mask, augment_draws(4, 0, 0), only())
-    assert torch.equal(changed[0], image)
-    assert torch.equal(changed[1], mask)
+    same_image, same_mask = changed(image, mask, augment_draws(4, 0, 0), only())
+    assert torch.equal(same_image, image)
+    assert torch.equal(same_mask, mask)
 
 
 @pytest.mark.parametrize(("field", "axis"), [("flip_horizontal", 3), ("flip_vertical", 2)])
 def test_flips(image, mask, field: str, axis: int) -> None:
-    image_flipped, mask_flipped = augment_batch(image, mask, draws(0.5), only(**{field: 1}))
+    image_flipped, mask_flipped = changed(image, mask, draws(0.5), only(**{field: 1}))
     torch.testing.assert_close(image_flipped, image.flip(axis), atol=1e-5, rtol=0)
     assert torch.equal(mask_flipped, mask.flip(axis))
 
 
 def test_a_quarter_turn(image, mask) -> None:
     square, square_mask = image[..., :HEIGHT], mask[..., :HEIGHT]
-    image_turned, mask_turned = augment_batch(square, square_mask, draws(1.0), only(rotate=90))
+    image_turned, mask_turned = changed(square, square_mask, draws(1.0), only(rotate=90))
     torch.testing.assert_close(image_turned, torch.rot90(square, 1, (2, 3)), atol=1e-4, rtol=0)
     assert torch.equal(mask_turned, torch.rot90(square_mask, 1, (2, 3)))
 
@@ -70,7 +83,7 @@ def test_a_quarter_turn(image, mask) -> None:
 def test_a_rotation_is_rigid_in_an_oblong_picture() -> None:
     y, x = torch.meshgrid(torch.arange(64.0) - 31.5, torch.arange(128.0) - 63.5, indexing="ij")
     bar = ((y.abs() < 3) & (x.abs() < 25)).float()[None, None]
-    _, turned = augment_batch(bar, bar.byte(), draws(1.0, 1), only(rotate=60))
+    _, turned = changed(bar, bar.byte(), draws(1.0, 1), only(rotate=60))
     along = (x * math.cos(math.pi / 3) - y * math.sin(math.pi / 3)).abs()
     across = (x * math.sin(math.pi / 3) + y * math.cos(math.pi / 3)).abs()
     inside = turned[0, 0] > 0
@@ -83,22 +96,22 @@ def test_a_rotation_is_rigid_in_an_oblong_picture() -> None:
 def test_scale_is_the_zoom(draw: float, factor: float) -> None:
     mask = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
     mask[:, :, 24:40, 28:36] = 1
-    zoomed = augment_batch(mask.float(), mask, draws(draw, 1), only(scale=0.5))[1]
+    zoomed = changed(mask.float(), mask, draws(draw, 1), only(scale=0.5))[1]
     assert float(zoomed.sum()) == pytest.approx(float(mask.sum()) * factor**2, rel=0.1)
 
 
 def test_shift_is_a_share_of_the_side(image, mask) -> None:
-    image_moved, mask_moved = augment_batch(image, mask, draws(1.0), only(shift=0.25))
+    image_moved, mask_moved = changed(image, mask, draws(1.0), only(shift=0.25))
     torch.testing.assert_close(image_moved[:, :, : -HEIGHT // 4, : -WIDTH // 4], image[:, :, 6:, 9:], atol=1e-4, rtol=0)
     assert torch.equal(mask_moved[:, :, :-6, :-9], mask[:, :, 6:, 9:])
     assert not mask_moved[:, :, -6:].any()
 
 
 def test_intensities_stay_in_range_and_masks_untouched(image, mask) -> None:
-    brighter = augment_batch(image, mask, draws(1.0), only(brightness=0.3))
+    brighter = changed(image, mask, draws(1.0), only(brightness=0.3))
     torch.testing.assert_close(brighter[0], (image + 0.3).clamp(0, 1))
     mean = image.mean((2, 3), keepdim=True)
-    harder = augment_batch(image, mask, draws(1.0), only(contrast=0.5))
+    harder = changed(image, mask, draws(1.0), only(contrast=0.5))
     torch.testing.assert_close(harder[0], (mean + 1.5 * (image - mean)).clamp(0, 1))
     assert torch.equal(brighter[1], mask)
     assert torch.equal(harder[1], mask)
@@ -106,7 +119,7 @@ def test_intensities_stay_in_range_and_masks_untouched(image, mask) -> None:
 
 def test_image_and_mask_move_together_and_labels_stay_labels(mask) -> None:
     settings = Augment(rotate=180, scale=0.3, shift=0.2, brightness=0, contrast=0)
-    image, moved = augment_batch((mask == 1).float(), mask, augment_draws(4, 0, 0), settings)
+    image, moved = changed((mask == 1).float(), mask, augment_draws(4, 0, 0), settings)
     assert set(moved.unique().tolist()) <= {0.0, 1.0, 2.0}
     assert ((image > 0.5) == (moved == 1)).float().mean() > 0.97
     assert not torch.equal(moved, mask)
@@ -118,10 +131,17 @@ def test_a_gpu_moves_slices_as_opencv_does(image, mask) -> None:
     to_x = torch.stack([angle.cos() * flip, -angle.sin() * flip, shift], 1)
     to_y = torch.stack([angle.sin() * 0.7, angle.cos() * 0.7, -shift], 1)
     inputs = image, mask, torch.stack([to_x, to_y], 1)
-    for in_batch, on_cpu in zip(resample_in_batch(*inputs), by_opencv(*inputs), strict=True):
-        assert on_cpu.any()
-        differs = ~torch.isclose(in_batch, on_cpu, atol=1e-4)
+    for in_batch, by_slice in zip(resample_in_batch(*inputs), by_opencv(*inputs), strict=True):
+        assert by_slice.any()
+        differs = ~torch.isclose(in_batch, by_slice, atol=1e-4)
         assert differs.float().mean() < 0.002  # a place on the edge of two pixels is rounded to either
+
+
+def test_a_gpu_changes_intensities_as_cpus_do(image, mask) -> None:
+    changes = changes_of(augment_draws(4, 0, 0), only(brightness=0.3, contrast=0.5), HEIGHT, WIDTH)
+    (in_batch, _), (by_slice, _) = change_in_batch(image, mask, changes), on_cpu(image, mask, changes)
+    torch.testing.assert_close(in_batch, by_slice)
+    assert not torch.equal(in_batch, image)
 
 
 def test_a_mask_is_moved_wherever_it_lies_and_however_far() -> None:
@@ -136,9 +156,9 @@ def test_a_mask_is_moved_wherever_it_lies_and_however_far() -> None:
     moves = torch.randn(200, 2, 3, generator=generator) + torch.eye(2, 3)
     moves[:, :, 2] *= 10
     inputs = mask.float(), mask, moves
-    (_, in_batch), (_, on_cpu) = resample_in_batch(*inputs), by_opencv(*inputs)
+    (_, in_batch), (_, by_slice) = resample_in_batch(*inputs), by_opencv(*inputs)
     assert in_batch.any(3).any(2).sum() > 50
-    assert (in_batch != on_cpu).float().mean() < 1e-4
+    assert (in_batch != by_slice).float().mean() < 1e-4
 
 
 def test_a_slice_is_changed_alike_whatever_batch_and_threads() -> None:
@@ -150,13 +170,13 @@ def test_a_slice_is_changed_alike_whatever_batch_and_threads() -> None:
     draws_BP, settings, threads = augment_draws(5, 0, 0), Augment(), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        whole = augment_batch(image, mask, draws_BP, settings)
+        whole = changed(image, mask, draws_BP, settings)
         for torch_threads, size in ((1, 1), (2, 1), (2, 2), (2, 5)):
             torch.set_num_threads(torch_threads)
             parts = [slice(start, start + size) for start in range(0, 5, size)]
-            changed = [augment_batch(image[part], mask[part], draws_BP[part], settings) for part in parts]
-            assert torch.equal(torch.cat([part[0] for part in changed]), whole[0])
-            assert torch.equal(torch.cat([part[1] for part in changed]), whole[1])
+            pairs = [changed(image[part], mask[part], draws_BP[part], settings) for part in parts]
+            assert torch.equal(torch.cat([pair[0] for pair in pairs]), whole[0])
+            assert torch.equal(torch.cat([pair[1] for pair in pairs]), whole[1])
     finally:
         torch.set_num_threads(threads)
 
