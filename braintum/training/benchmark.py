@@ -40,7 +40,7 @@ from braintum.training.progress import Progress
 BATCH = 16 if torch.cuda.is_available() else 2
 """The papers' on a GPU; on a CPU that would take minutes a step."""
 CHANNELS, CLASSES, MASKS = 1, 3, 1
-SECONDS = 10.0
+SECONDS = 3.0 if torch.cuda.is_available() else 10.0
 """How long steps of training, and then of inference, are repeated."""
 PATIENCE = 600.0
 """Seconds after which an architecture is given up."""
