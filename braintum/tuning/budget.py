@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from braintum import storage
 from braintum.config import Experiment
 from braintum.tuning.parts import LIMITS
-from braintum.tuning.records import HISTORY, SPEC, own_trials
+from braintum.tuning.records import HISTORY, SPEC, is_own
 from braintum.tuning.repeats import is_exhausted
 from braintum.tuning.slots import Places
 from braintum.tuning.space import SearchSpace
@@ -128,9 +128,9 @@ class Allowance:
         """The studies that have not asked for their share of trials and have more to ask, the furthest behind first."""
         shares, asked = self._space.shares(), {}
         for name, study in self._studies.items():
-            if is_exhausted(study):
-                continue
-            asked[name] = sum(trial.state is not TrialState.WAITING for trial in own_trials(study))
+            trials = study.get_trials(deepcopy=False)
+            if not is_exhausted(trials):
+                asked[name] = sum(is_own(trial) and trial.state is not TrialState.WAITING for trial in trials)
         return sorted((name for name in asked if asked[name] < shares[name]), key=lambda n: asked[n] / shares[n])
 
     def _limit(self, study: str) -> str | None:

@@ -43,12 +43,13 @@ _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialSt
 
 
 def own_trials(study: Study, *states: TrialState) -> list[FrozenTrial]:
-    """The trials that a study trains, in these states (any, if none is named).
+    """The trials that a study trains, in these states (any, if none is named)."""
+    return [trial for trial in study.get_trials(deepcopy=False, states=states or None) if is_own(trial)]
 
-    That is all but those that it has taken from another study, and proposals that were known.
-    """
-    trials = study.get_trials(deepcopy=False, states=states or None)
-    return [trial for trial in trials if not trial.user_attrs.keys() & {WARM_START, REPEATS}]
+
+def is_own(trial: FrozenTrial) -> bool:
+    """Whether its study trains it: not one that was taken from another study, nor a proposal that was known."""
+    return not trial.user_attrs.keys() & {WARM_START, REPEATS}
 
 
 def trials_and_history(studies: dict[str, Study], out: str) -> tuple[Records, Records]:

@@ -12,11 +12,11 @@ many settings), and its study ends with fewer trials.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.study import Study
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from braintum.tuning.records import REPEATS, SPEC, own_trials
 
@@ -60,9 +60,9 @@ def repeats(study: Study) -> int:
     return sum(REPEATS in trial.user_attrs for trial in study.get_trials(deepcopy=False))
 
 
-def is_exhausted(study: Study) -> bool:
-    """Whether the last NOTHING_NEW proposals were known."""
-    last = study.get_trials(deepcopy=False)[-NOTHING_NEW:]
+def is_exhausted(trials: Sequence[FrozenTrial]) -> bool:
+    """Whether the last NOTHING_NEW proposals of a study were known."""
+    last = trials[-NOTHING_NEW:]
     return len(last) == NOTHING_NEW and all(REPEATS in trial.user_attrs for trial in last)
 
 

@@ -65,21 +65,23 @@ class OptunaSearcher(Searcher):
         """A TrialSpec and when it was asked for: Tune asks when there is a slot, and places it at once."""
         if self._unfinished:
             trial = self._unfinished.pop(0)
-            return self._placed(trial_id, trial, TrialSpec(**json.loads(trial.user_attrs[SPEC])))
+            known = trial.study.get_trials(deepcopy=False)[trial.number]
+            before = known.user_attrs.get(PLACED, [])
+            spec = TrialSpec(**json.loads(known.user_attrs[SPEC]))
+            return self._placed(trial_id, _Running(trial, set(known.intermediate_values)), spec, before)
         if self._waits:
             return None
         name = self._allowance.next_study()
-        # Tune asks again: a trial that is stopped early leaves some of the budget, one without memory is handed out.
-        may_go_on = self._allowance.stopped_by != "trials" or self._slots.trials_per_gpu > 1
-        if name is None and self._running and may_go_on:
-            self._waits = True
-            return None
         if name is None:
-            return cast(None, Searcher.FINISHED)  # a string, against the declared type
+            # Tune asks again: a trial stopped early leaves some of the budget, one without memory is handed out.
+            may_go_on = self._allowance.stopped_by != "trials" or self._slots.trials_per_gpu > 1
+            self._waits = bool(self._running) and may_go_on
+            return None if self._waits else cast(None, Searcher.FINISHED)  # a string, against the declared type
         asked = self._ask(name)
         if asked is None:  # while others run, Tune hears of them before it asks again
             return None if self._running else self.suggest(trial_id)
-        return self._placed(trial_id, *asked)
+        trial, spec = asked
+        return self._placed(trial_id, _Running(trial, set()), spec, [])
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if "outcome" not in result:
@@ -118,14 +120,17 @@ class OptunaSearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: see `save`."""
 
-    def _placed(self, trial_id: str, trial: optuna.trial.Trial, spec: TrialSpec) -> dict[str, Any]:
-        """What Tune hands to the trial: `params`, the values that were chosen, are for whoever shows them."""
-        now, known = time.time(), trial.study.get_trials(deepcopy=False)[trial.number]
-        self._running[trial_id] = _Running(trial, set(known.intermediate_values))
-        trial.set_user_attr(PLACED, [*known.user_attrs.get(PLACED, []), now])
+    def _placed(self, trial_id: str, running: _Running, spec: TrialSpec, before: list[float]) -> dict[str, Any]:
+        """What Tune hands to the trial: `params`, the values that were chosen, are for whoever shows them.
+
+        `before`: when it was placed earlier.
+        """
+        now, trial = time.time(), running.trial
+        self._running[trial_id] = running
+        trial.set_user_attr(PLACED, [*before, now])
         self._allowance.placed(trial_id, spec)
         gpus = self._slots.gpus(self._sharing(trial))
-        return {"trial": asdict(spec), "params": known.params, "placed": now, "gpus": gpus}
+        return {"trial": asdict(spec), "params": trial.params, "placed": now, "gpus": gpus}
 
     def _sharing(self, trial: optuna.trial.Trial) -> int:
         """How many trials share a GPU: one less for each that had no memory beside others, which are alone."""

@@ -143,7 +143,7 @@ def run_study(
             _tune(space, studies, out, folds, shared, outer, watch, allowance)
         seconds = time.monotonic() - searched
         known_again = {name: repeats(study) for name, study in studies.items()}
-        for name in (name for name, study in studies.items() if is_exhausted(study)):
+        for name in (name for name, study in studies.items() if is_exhausted(study.get_trials(deepcopy=False))):
             progress.say(f"{name}: nothing new in {NOTHING_NEW} proposals, so it ends with fewer trials")
         stopped_by = allowance.stopped_by
         trials, history = trials_and_history(studies, out)

@@ -81,7 +81,7 @@ def test_every_setting_is_trained_once(tmp_path: Path, sampler: str) -> None:
     assert len(own_trials(study)) == len(trained) <= 4
     assert all(trained.count(settings) == 1 for settings in trained)
     assert sampler != "random" or len(trained) == 4, "and it finds them all"
-    assert is_exhausted(study)
+    assert is_exhausted(study.get_trials())
     for trial in study.trials:
         if REPEATS in trial.user_attrs:
             known = study.trials[trial.user_attrs[REPEATS]]
