@@ -59,21 +59,29 @@ def score(metrics: dict[str, float], weights: dict[str, float]) -> float:
 class Fit:
     """One training of an Experiment on `train_rows` of a table; iterate it for one metrics dict per epoch.
 
-    With `world_size` > 1 a torch.distributed process group must exist; every rank iterates equally often and gets
-    the same metrics. Metrics: `epoch` (from 1), `lr`, `train_loss` (the tasks' losses by each step's weights;
-    unweighted where only their shared gradients are weighed), `train_segmentation_loss`,
-    `train_classification_loss`, `seconds`, `slices_per_second`; of two tasks
+    With `world_size` > 1 a torch.distributed process group must exist; every rank iterates equally often and gets the
+    same metrics. `before_step` may raise, to leave an epoch in the middle. Metrics: `epoch` (from 1), `lr`,
+    `train_loss` (the tasks' losses by each step's weights; unweighted where only their shared gradients are weighed),
+    `train_segmentation_loss`, `train_classification_loss`, `seconds`, `slices_per_second`; of two tasks
     `weight_segmentation`, `weight_classification` and `task_cosine` (of their gradients on the shared parameters, means
     over the steps that know them); and, where a validation part is needed, `validation_score` and
     `validation_<metric>`.
     """
 
     def __init__(
-        self, experiment: Experiment, table: SliceTable, train_rows: np.ndarray, *, rank: int = 0, world_size: int = 1
+        self,
+        experiment: Experiment,
+        table: SliceTable,
+        train_rows: np.ndarray,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        before_step: Callable[[], None] | None = None,
     ) -> None:
         training = experiment.training
         self.experiment, self.table = experiment, table
         self.rank, self.world_size = rank, world_size
+        self._before_step = before_step
         self.device = pick_device(training)
         self.autocast_dtype = autocast_dtype(training, self.device)
         self._format = memory_format(self.device, self.autocast_dtype)
@@ -257,6 +265,8 @@ class Fit:
         network = self._at_size_of(self.epoch + 1, self._network).train()
         terms = []
         for batch in self._batches.epoch(self.epoch):
+            if self._before_step is not None:
+                self._before_step()
             terms.append(self._step(network, batch))
             self._lr.after_step()
         terms_ST = torch.stack(terms)  # S steps, T terms

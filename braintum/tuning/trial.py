@@ -34,6 +34,7 @@ from braintum.training.device import keep_freed_memory
 from braintum.training.fit import Diverged, Fit, score
 from braintum.training.run import refuse_unequal, write_initialised
 from braintum.training.worker import MAX_FAILURES, ray_storage
+from braintum.tuning.ahead import Ahead
 from braintum.tuning.records import HISTORY
 
 ERROR = "error.txt"
@@ -100,9 +101,12 @@ def _shares_url(out: str, fold: str) -> str:
     return storage.join(out, f"shares-{fold}.json")
 
 
-def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Any]]:
+def trial_epochs(
+    spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_size: int = 1, ahead: Ahead | None = None
+) -> Iterator[dict[str, Any]]:
     """Trains the folds in turn and yields one result per epoch; goes on from the trial's saved state.
 
+    With `ahead` an epoch may be trained before somebody asks for it; nothing of it is kept before.
     `epoch` = finished folds × epochs + epoch within the fold; `score` = mean selection score of the finished folds and
     the current one; `finished` is True in the last result. A resumed trial first yields its saved results again.
     """
@@ -120,12 +124,16 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
     yield from [{**row, "again": True} for row in rows]
     for index in range(len(scores), len(names)):
         fold = split(table, names[index], spec.folds, seed=0)
-        fit = Fit(experiment, table, fold.train, rank=rank, world_size=world_size)
+        before_step = None if ahead is None else ahead.go_on
+        fit = Fit(experiment, table, fold.train, rank=rank, world_size=world_size, before_step=before_step)
         if state["fit"] is not None:
             fit.load_state_dict(state["fit"])
         began = time.time()
         for metrics in fit:
             slices = fit.scores_of(fold.held_out)
+            ended = time.time()
+            if ahead is not None:
+                ahead.wait()
             selection = selection_metrics(slices, table.classes)
             if fit.kept_epoch == fit.epoch:
                 shares = score_shares(slices, spec.score).tolist()
@@ -147,7 +155,7 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
                     "finished": finished,
                     **(costs(spec.costs, fit) if finished and rank == 0 else {}),
                     "began": began,  # wall-clock seconds, as `ended`: first step, and scores known
-                    "ended": time.time(),
+                    "ended": ended,
                 }
             )
             if fit.finished:
@@ -169,7 +177,7 @@ def trial_epochs(spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_siz
 class OneWorkerTrial(tune.Trainable):
     """A trial in one actor, which Tune hands from trial to trial."""
 
-    _epochs: Iterator[dict[str, Any]]
+    _ahead: Ahead | None = None
 
     def setup(
         self, config: dict[str, Any], tables: Mapping[str, ray.ObjectRef[SliceTable]] | None = None, threads: int = 1
@@ -185,18 +193,27 @@ class OneWorkerTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
+        assert self._ahead is not None
         try:
-            result = next(self._epochs)
+            result = self._ahead.next()
         except Exception as error:
-            self._epochs = iter(())  # it holds the network
+            self._leave()
             ended = _ended(error, self._spec, shares_gpu=self._shares_gpu)
             if ended is None:
                 raise
             return {**ended, "placed": self._placed, "done": True}
         return {**result, "placed": self._placed, "done": result["finished"]}
 
+    def cleanup(self) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._ahead is not None:
+            self._ahead.leave()
+            self._ahead = None
+
     def _begin(self, config: dict[str, Any]) -> None:
-        self._epochs = iter(())  # it holds the network
+        self._leave()
         torch.cuda.empty_cache()  # what the trial before has left may be what another on the same GPU lacks
         self._placed, self._shares_gpu = config["placed"], 0 < config["gpus"] < 1
         self._spec = spec = TrialSpec(**config["trial"])
@@ -204,7 +221,7 @@ class OneWorkerTrial(tune.Trainable):
             self._view != spec.view
         ):  # what is kept by table (folds, tensors, what lies on a GPU) is kept from trial to trial
             self._view, self._table = spec.view, ray.get(self._tables[spec.view])
-        self._epochs = trial_epochs(spec, self._table)
+        self._ahead = Ahead(lambda ahead: trial_epochs(spec, self._table, ahead=ahead))
 
 
 def many_worker_trial(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import optuna
+import pytest
 import yaml
 from optuna.trial import TrialState
 from tiny import TINY
 
 from braintum.config import Experiment
 from braintum.data.table import load_table
+from braintum.training.fit import Diverged
+from braintum.tuning.ahead import Ahead
 from braintum.tuning.budget import Allowance
+from braintum.tuning.records import HISTORY
 from braintum.tuning.searcher import OptunaSearcher
 from braintum.tuning.slots import Places, Slots
 from braintum.tuning.space import SearchSpace
@@ -35,6 +41,42 @@ def test_a_trial_goes_on_from_its_own_state_and_from_no_other(tiny_phantom: str,
     assert again[:2] == [{**row, "again": True} for row in first_fold], "all that the driver may not have heard of"
     assert (again[2]["epoch"], "again" in again[2]) == (3, False)
     assert next(trial_epochs(other, table))["epoch"] == 1
+
+
+def test_an_epoch_that_is_trained_ahead_is_kept_once_it_is_asked_for(tiny_phantom: str, tmp_path: Path) -> None:
+    plain, stopped, left = (spec_of(tmp_path / name) for name in ("plain", "stopped", "left"))
+    table = load_table(tiny_phantom, Experiment.from_dict(plain.experiment).data)
+    known = [row["score"] for row in trial_epochs(plain, table)]
+
+    ahead = Ahead(lambda ahead: trial_epochs(stopped, table, ahead=ahead))
+    assert [ahead.next()["score"] for _ in known] == known
+    ahead.leave()
+
+    ahead = Ahead(lambda ahead: trial_epochs(left, table, ahead=ahead))
+    ahead.next()
+    time.sleep(2 * seconds_of(plain))  # the next one is trained by now
+    ahead.leave()
+    assert [row["score"] for row in rows_of(left)] == known[:1]
+    assert [row["score"] for row in trial_epochs(left, table)] == known
+
+
+def test_what_a_training_raises_is_raised_to_who_asks(tiny_phantom: str, tmp_path: Path) -> None:
+    wild = spec_of(tmp_path, **{"loss.segmentation_weight": 1e39})
+    table = load_table(tiny_phantom, Experiment.from_dict(wild.experiment).data)
+    ahead = Ahead(lambda ahead: trial_epochs(wild, table, ahead=ahead))
+    with pytest.raises(Diverged):
+        list(iter(ahead.next, {}))
+    ahead.leave()
+
+
+def rows_of(spec: TrialSpec) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((Path(spec.out) / HISTORY).read_text())
+    return rows
+
+
+def seconds_of(spec: TrialSpec) -> float:
+    """The longest epoch of a trial."""
+    return max(row["ended"] - row["began"] for row in rows_of(spec))
 
 
 def test_a_diverged_trial_is_told_as_failed_without_a_score(tmp_path: Path) -> None:
