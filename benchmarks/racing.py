@@ -130,11 +130,14 @@ def replay(specs: list[TrialSpec], level: float) -> dict[str, Any]:
 
 def live(folder: Path, seed: int) -> dict[str, Any]:
     """The study with racing, by `search`: which trials it stopped after which fold, and its winner."""
+    import ray
+
     from braintum.connect import start_local
     from braintum.training.progress import Progress
     from braintum.tuning.study import search
 
-    start_local(num_cpus=1)
+    if not ray.is_initialized():
+        start_local(num_cpus=1)
     out = folder / "live"
     space = space_of(folder, seed, racing={"level": LEVEL})
     summary = search(

@@ -129,8 +129,8 @@ class OptunaSearcher(Searcher):
         self._running[trial_id] = running
         trial.set_user_attr(PLACED, [*before, now])
         self._allowance.placed(trial_id, spec)
-        gpus = self._slots.gpus(self._sharing(trial))
-        return {"trial": asdict(spec), "params": trial.params, "placed": now, "gpus": gpus}
+        cpus, gpus = self._slots.per_worker["CPU"], self._slots.gpus(self._sharing(trial))
+        return {"trial": asdict(spec), "params": trial.params, "placed": now, "cpus": cpus, "gpus": gpus}
 
     def _sharing(self, trial: optuna.trial.Trial) -> int:
         """How many trials share a GPU: one less for each that had no memory beside others, which are alone."""

@@ -234,10 +234,8 @@ def _tune(
 
     most_epochs = {name: folds * _most_epochs(space, name) for name in studies}
     if slots.workers == 1:
-        trainable = tune.with_resources(
-            tune.with_parameters(OneWorkerTrial, tables=tables, threads=slots.threads),
-            lambda config: tune.PlacementGroupFactory([{"CPU": slots.per_worker["CPU"], "GPU": config["gpus"]}]),
-        )
+        trainable = tune.with_parameters(OneWorkerTrial, tables=tables, threads=slots.threads)
+        trainable.__qualname__ = trainable.__name__  # what `ps` calls its processes
     else:
         trainable = tune.with_resources(
             tune.with_parameters(many_worker_trial, tables=tables, workers=slots.workers, resources=slots.per_worker),

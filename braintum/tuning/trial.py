@@ -179,6 +179,10 @@ class OneWorkerTrial(tune.Trainable):
 
     _ahead: Ahead | None = None
 
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        return tune.PlacementGroupFactory([{"CPU": config["cpus"], "GPU": config["gpus"]}])
+
     def setup(
         self, config: dict[str, Any], tables: Mapping[str, ray.ObjectRef[SliceTable]] | None = None, threads: int = 1
     ) -> None:

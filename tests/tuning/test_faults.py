@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -92,6 +93,37 @@ def test_a_full_disk_ends_the_study_and_no_trial(
     assert rows_of(second)[: len(trained) - 1] == trained[:-1], "no saved epoch is trained again"
     assert resumed["best"]["joint_unet"]["crossval"] == undisturbed["best"]["joint_unet"]["crossval"]
     assert not [*out.rglob("*.part")]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_that_is_killed_leaves_the_one_beside_it_alone(tiny_phantom: str, tmp_path: Path) -> None:
+    """kill -9 of one of two trials' processes: the other goes on in its own, and no epoch is trained twice."""
+    changes: dict[str, Any] = {
+        "architectures": ["joint_unet"], "trials": 2, "resources": {"max_concurrent": 2},
+        "overrides": {**SMALL["overrides"], "training.epochs": 30}, "scheduler": {"name": "none"},
+    }  # fmt: skip
+    out = tmp_path / "study"
+    trials = [out / "trials" / f"joint_unet-{number}" for number in range(2)]
+
+    def kill_one() -> list[list[dict[str, Any]]]:
+        wait_for(lambda: all(len(rows_of(trial)) >= 3 for trial in trials))
+        victim, _ = workers_of("OneWorkerTrial")
+        victim.kill()
+        victim.wait(10)
+        return [rows_of(trial) for trial in trials]
+
+    with ThreadPoolExecutor(1) as pool:
+        killing = pool.submit(kill_one)
+        search(space(tmp_path, **changes), tiny_phantom, str(out), progress=quiet())
+    before, after = killing.result(), [rows_of(trial) for trial in trials]
+    assert all(len(rows) < 60 for rows in before), "a trial had ended before"
+    assert [trial.state.name for trial in studies_of(out)["joint_unet"].trials] == ["COMPLETE"] * 2
+    for rows, known in zip(after, before, strict=True):
+        assert rows[: len(known) - 1] == known[:-1], "no saved epoch is trained again"
+    assert [[row["epoch"] for row in rows] for rows in after] == [list(range(1, 61))] * 2
+    waits = sorted(max(b["began"] - a["ended"] for a, b in itertools.pairwise(rows)) for rows in after)
+    assert waits[0] < waits[1] / 2, "one was never without its process"
+    wait_for(lambda: not workers_of("OneWorkerTrial"), 60)
 
 
 WITH_A_GPU = """

@@ -307,8 +307,8 @@ def test_study_whose_driver_and_worker_are_killed_is_as_the_undisturbed_one(tiny
             search, space(tmp_path, **changes), tiny_phantom, str(killed), resume=True, progress=quiet()
         )
         wait_for(lambda: len(rows_of(third)) >= 2)
-        for actor in workers_of("OneWorkerTrial"):
-            actor.send_signal(signal.SIGKILL)
+        (actor,) = workers_of("OneWorkerTrial")
+        actor.kill()
         assert len(rows_of(third)) < 5, "it had ended before it was killed"
         resumed = resuming.result()
     assert outcome(killed) == outcome(calm)
