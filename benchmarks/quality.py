@@ -1,6 +1,6 @@
 """How good is what a search has found after so many seconds: braintum with and without racing, and two of Tune's ways.
 
-    python benchmarks/quality.py --out out/quality [--seeds 5] [--seconds 150]
+    python benchmarks/quality.py --out out/quality [--seeds 5] [--seconds 240]
     python benchmarks/quality.py --out out/quality_cheng --cheng PATH [--seeds 2] [--seconds 300]
 
 On two cores, two trials at a time, slices of 64×64 and 8 channels, over learning rate, weight decay, attention, norm,
@@ -59,12 +59,12 @@ SPACE: dict[str, Any] = {
     "architectures": ["joint_unet"],
     "base": "fast",
     "overrides": {
-        "data.image_size": 64, "model.width": 8, "model.depth": 4, "training.epochs": 4, "training.half_size": 0,
-        "training.device": "cpu", "training.precision": "float32",
+        "data.image_size": 64, "model.width": 8, "model.depth": 4, "training.epochs": 12, "training.half_size": 0,
+        "training.batch_size": 8, "training.average_decay": 0.9, "training.device": "cpu", "training.precision": "float32",
     },
     "folds": 3,
     "trials": 10_000,
-    "scheduler": {"name": "asha", "grace_epochs": 2, "reduction": 3},
+    "scheduler": {"name": "asha", "grace_epochs": 4, "reduction": 3},
     "parameters": {
         "optim.lr": {"log_uniform": [1e-4, 3e-2]},
         "optim.weight_decay": {"log_uniform": [1e-5, 1e-1]},
@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=150.0)
+    parser.add_argument("--seconds", type=float, default=240.0)
     parser.add_argument("--cheng", type=Path)
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     asked = parser.parse_args()
