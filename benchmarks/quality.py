@@ -60,7 +60,8 @@ SPACE: dict[str, Any] = {
     "base": "fast",
     "overrides": {
         "data.image_size": 64, "model.width": 8, "model.depth": 4, "training.epochs": 12, "training.half_size": 0,
-        "training.batch_size": 8, "training.average_decay": 0.9, "training.device": "cpu", "training.precision": "float32",
+        "training.batch_size": 8, "training.average_decay": 0.9, "training.device": "cpu",
+        "training.precision": "float32",
     },
     "folds": 3,
     "trials": 10_000,

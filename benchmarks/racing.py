@@ -48,7 +48,8 @@ SPACE: dict[str, Any] = {
     "base": "fast",
     "overrides": {
         "data.image_size": 32, "model.width": 8, "model.depth": 3, "model.norm": "instance", "training.epochs": EPOCHS,
-        "training.batch_size": 4, "training.average_decay": 0.9, "training.half_size": 0, "training.device": "cpu", "training.precision": "float32",
+        "training.batch_size": 4, "training.average_decay": 0.9, "training.half_size": 0, "training.device": "cpu",
+        "training.precision": "float32",
     },
     "folds": FOLDS,
     "trials": TRIALS,
