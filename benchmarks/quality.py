@@ -11,11 +11,16 @@ counted from its start:
 - `documented` and `random`: see `search_peers.py`.
 
 All have the same space, folds and first trial (the base's own settings). At any time an arm's best is, of the trials
-with the most finished folds, that of the highest score. Selection scores reward luck, so they are not compared: every
-setting that was best at some time is trained on all slices of the search with fresh seeds, and scored on slices that
-no search has seen (a phantom: other cases; `--cheng`, a folder as `braintum ingest folder` takes it: its last fold).
-Score: half Dice, half macro F1; before a fold is finished, 0. Each seed draws its own phantom set; gaps are of the same
-seed's, with 95 % intervals over the seeds (Student's t). The same command goes on where it was stopped.
+with the most finished folds, that of the highest mean score over them. Selection scores reward luck, so they are not
+compared: every setting that was best at some time is trained on all slices of the search with fresh seeds, and scored
+on slices that no search has seen (a phantom: other cases; `--cheng`, a folder as `braintum ingest folder` takes it: its
+last fold, so that seeds differ in what was searched and trained, not in what is scored).
+
+Score: half Dice, half macro F1. What is compared first, `mean_from_first`: the mean over time, from when every arm of
+that seed has a score. Beside it the score at four times (an arm that has none yet counts as 0) and `first_score_seconds`.
+Each seed draws its own phantom set; gaps are of the same seed's, with 95 % intervals over the seeds (Student's t), and
+`exceeds` says whether a gap is larger than its interval. The same command goes on where it was stopped; a folder of
+another commit, space or time is refused.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -39,7 +44,7 @@ import numpy as np
 import optuna
 import psutil
 import yaml
-from record import RESULTS, record
+from record import CODE_BEFORE, RESULTS, record
 from scipy.stats import t as student
 from search_peers import SLOTS, Places, by_braintum, by_tune
 
@@ -92,6 +97,7 @@ def main() -> None:
         return
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     out: Path = asked.out.resolve()
+    refuse_other(out, {"space": SPACE, "seconds": asked.seconds, "fresh": FRESH, "code": CODE_BEFORE})
     seeds = []
     for seed in range(asked.seeds):
         kept = out / f"{seed}.json"
@@ -112,6 +118,16 @@ def main() -> None:
         results,
         f"python benchmarks/quality.py --seeds {asked.seeds} --seconds {asked.seconds:g}{more} --out DIR",
     )
+
+
+def refuse_other(out: Path, about: dict[str, Any]) -> None:
+    """Writes down what the seeds in `out` are measured with; stops where they were measured otherwise."""
+    place = out / "about.json"
+    if not place.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(about, indent=2))
+    if json.loads(place.read_text()) != about:
+        sys.exit(f"{out}: was measured otherwise, see about.json; give another --out")
 
 
 def of_seed(folder: Path, seed: int, seconds: float, cheng: Path | None) -> dict[str, Any]:
@@ -211,16 +227,18 @@ def trials_of(folder: Path, arm: str) -> Iterator[tuple[list[dict[str, Any]], di
 def bests_of(
     runs: list[tuple[list[dict[str, Any]], dict[str, Any]]], began: float, seconds: float
 ) -> Iterator[tuple[float, dict[str, Any]]]:
-    """When another trial became the best, and its values."""
+    """When another trial became the best, and its values. Only the end of a fold counts: then `score` is their mean."""
     events = [(row["ended"] - began, number, row) for number, (rows, _) in enumerate(runs) for row in rows]
     latest: dict[int, tuple[int, float]] = {}
     best = None
     for when, number, row in sorted(events, key=lambda event: event[0]):
         if when > seconds:
             return
+        if row["folds_done"] == latest.get(number, (0, 0.0))[0]:
+            continue
         latest[number] = row["folds_done"], row["score"]
         now = max(latest, key=lambda trial: latest[trial])
-        if now != best and latest[now][0]:
+        if now != best:
             best = now
             yield when, runs[now][1]
 
@@ -259,12 +277,19 @@ def compared(seeds: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     def at(arm: dict[str, Any], when: float) -> float:
         return next((score for since, score in reversed(arm["points"]) if since <= when), 0.0)
 
-    def mean_over_time(arm: dict[str, Any]) -> float:
-        return statistics.mean(at(arm, when) for when in np.linspace(0, seconds, 200))
+    def mean_from_first(seed: dict[str, Any], arm: str) -> float:
+        first = max(first_score(of, seconds) for of in seed.values())
+        return statistics.mean(at(seed[arm], when) for when in np.linspace(first, seconds, 200))
 
-    measures = {f"at_{share * seconds:g}_s": lambda arm, share=share: at(arm, share * seconds) for share in TIMES}
-    measures["mean_over_time"] = mean_over_time
-    by = {name: {arm: [of(seed[arm]) for seed in seeds] for arm in ARMS} for name, of in measures.items()}
+    measures: dict[str, Callable[[dict[str, Any], str], float]] = {
+        "mean_from_first": mean_from_first,
+        **{
+            f"at_{share * seconds:g}_s": lambda seed, arm, share=share: at(seed[arm], share * seconds)
+            for share in TIMES
+        },
+        "first_score_seconds": lambda seed, arm: first_score(seed[arm], seconds),
+    }  # fmt: skip
+    by = {name: {arm: [of(seed, arm) for seed in seeds] for arm in ARMS} for name, of in measures.items()}
     gaps = {
         name: {
             arm: interval([a - b for a, b in zip(of["racing"], of[arm], strict=True)])
@@ -272,6 +297,8 @@ def compared(seeds: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
         }
         for name, of in by.items()
     }  # fmt: skip
+    for gap in (gap for of in gaps.values() for gap in of.values() if "interval" in gap):
+        gap["exceeds"] = abs(gap["mean"]) > gap["interval"]
     grid = np.linspace(0, seconds, 61)
     return {
         "racing_minus": gaps,
@@ -291,7 +318,12 @@ def compared(seeds: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     }
 
 
-def interval(values: list[float]) -> dict[str, float]:
+def first_score(arm: dict[str, Any], seconds: float) -> float:
+    """When an arm had a score for the first time; never: at the end."""
+    return float(arm["points"][0][0]) if arm["points"] else seconds
+
+
+def interval(values: list[float]) -> dict[str, Any]:
     """The mean, and half the width of its 95 % interval."""
     mean = statistics.mean(values)
     if len(values) < 2:

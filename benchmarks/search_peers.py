@@ -9,7 +9,10 @@ folder holds `data`, a dataset, and `space.yaml`, a space of one architecture wi
 - `function`: a plain Tune function trainable with the same searcher and scheduler.
 - `random`: a plain Tune function trainable, random draws, no early stopping: Tune's defaults.
 
-The first trial of each is the base's own settings (`points_to_evaluate`), as in braintum's.
+The first trial of each is the base's own settings (`points_to_evaluate`), as in braintum's, and each trial trains with
+a seed of its own. They are given what their pages do not have: an environment in which a report takes 20 ms instead of
+two seconds and Tune writes no files of its own beside the trials' (`start_local`), memory that is kept
+(`keep_freed_memory`), and reused actors.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from braintum import storage
+from braintum.tuning.samplers import seed_of
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.trial import TrialSpec
 from braintum.tuning.views import view
@@ -35,7 +39,8 @@ class Places:
         (self.name,) = self.space.architectures
 
     def spec(self, trial: str, values: dict[str, Any]) -> TrialSpec:
-        experiment = self.space.experiment(self.name, values)
+        seed = {"training.seed": seed_of(self.space.sampler.seed, trial)}
+        experiment = self.space.experiment(self.name, {**seed, **values})
         out = str(self._folder / "trials" / trial)
         storage.write_json(storage.join(out, "values.json"), values)
         return TrialSpec(
@@ -75,9 +80,11 @@ def by_tune(peer: str, folder: Path) -> None:
         import ray.train
         import torch
 
+        from braintum.training.device import keep_freed_memory
         from braintum.tuning.trial import trial_epochs
 
         torch.set_num_threads(1)
+        keep_freed_memory()
         for row in trial_epochs(config["spec"], ray.get(table)):
             ray.train.report({"score": row["score"], "epoch": row["epoch"]})
 
@@ -87,6 +94,7 @@ def by_tune(peer: str, folder: Path) -> None:
         from ray.train.torch import TorchTrainer
         from ray.tune.integration.ray_train import TuneReportCallback
 
+        from braintum.training.device import keep_freed_memory
         from braintum.tuning.trial import trial_epochs
 
         trial = tune.get_context().get_trial_id()
@@ -103,10 +111,11 @@ def by_tune(peer: str, folder: Path) -> None:
             trainer.fit()
             return
         torch.set_num_threads(1)
+        keep_freed_memory()
         for row in trial_epochs(spec, ray.get(table)):
             tune.report({"score": row["score"], "epoch": row["epoch"]})
 
-    first = [space.defaults(places.name)]
+    first, seed = [space.defaults(places.name)], space.sampler.seed
     scheduler = None
     if peer != "random":
         scheduler = ASHAScheduler(
@@ -123,10 +132,11 @@ def by_tune(peer: str, folder: Path) -> None:
             mode="max",
             num_samples=space.trials,
             max_concurrent_trials=SLOTS,
-            search_alg=BasicVariantGenerator(points_to_evaluate=first)
+            search_alg=BasicVariantGenerator(points_to_evaluate=first, random_state=seed)
             if peer == "random"
-            else OptunaSearch(points_to_evaluate=first),
+            else OptunaSearch(points_to_evaluate=first, seed=seed),
             scheduler=scheduler,
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(storage_path=str(folder / "tune")),
     )

@@ -42,8 +42,7 @@ def connect(say: Callable[[str], None]) -> None:
     `say` gets a line about a cluster that was joined. Ray's own "auto" would also join a Ray that another process has
     started for itself, and that ends with it.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    _set_environment()
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS", "auto")
@@ -75,6 +74,7 @@ def start_local(**options: Any) -> None:
     the machine's cluster, and where that is another or a dead one, the workers of a stopped trial are not found and
     keep their cores.
     """
+    _set_environment()
     folder = tempfile.mkdtemp(prefix="ray", dir=_SOCKETS)
     atexit.register(_leave, folder)
     with socket.socket() as free:
@@ -103,6 +103,12 @@ def end_tasks(tasks: Collection[ray.ObjectRef[Any]]) -> None:
         _, running = ray.wait(running, num_returns=len(running), timeout=ENDING_SECONDS, fetch_local=False)
     for task in running:
         ray.cancel(task, force=True)
+
+
+def _set_environment() -> None:
+    """Sets ENVIRONMENT for this process; what is set already stays."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def _init(**options: Any) -> None:

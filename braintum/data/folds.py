@@ -55,6 +55,7 @@ def held_out_folds(table: SliceTable, folds: int | None, seed: int) -> dict[str,
 
 
 _FOLDS: WeakKeyDictionary[SliceTable, dict[tuple[int | None, int], dict[str, Rows]]] = WeakKeyDictionary()
+_WITHOUT: WeakKeyDictionary[SliceTable, dict[tuple[str, int | None, int], SliceTable]] = WeakKeyDictionary()
 
 
 def _all_folds(table: SliceTable, folds: int | None, seed: int) -> dict[str, Rows]:
@@ -156,14 +157,18 @@ def split(table: SliceTable, fold: str | None, folds: int | None, seed: int) -> 
 def without(table: SliceTable, fold: str, folds: int | None, seed: int) -> SliceTable:
     """The table with one fold of `held_out_folds` made a part of the source's test set: in no other fold or part.
 
-    What else is cut is cut out of the rest. Pixels are not copied. Raises DataError as `split` does.
+    What else is cut is cut out of the rest. Pixels are not copied. Raises DataError as `split` does. Made once a table,
+    as everything that is kept by table.
     """
-    known = _all_folds(table, folds, seed)
-    _refuse_unknown(fold, known)
-    fold_R = table.source_fold_R.copy()
-    for row in known[fold].tolist():
-        fold_R[row] = TEST
-    return replace(table, source_fold_R=fold_R)
+    made = _WITHOUT.setdefault(table, {})
+    if (fold, folds, seed) not in made:
+        known = _all_folds(table, folds, seed)
+        _refuse_unknown(fold, known)
+        fold_R = table.source_fold_R.copy()
+        for row in known[fold].tolist():
+            fold_R[row] = TEST
+        made[fold, folds, seed] = replace(table, source_fold_R=fold_R)
+    return made[fold, folds, seed]
 
 
 def at_most(table: SliceTable, folds: int | None) -> int | None:

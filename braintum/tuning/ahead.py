@@ -8,36 +8,42 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 
 class Ahead:
     """Trains the epochs of a trial, each from when the last one was handed out.
 
-    `epochs` makes them. They call `go_on` before a step, and `wait` before anything of an epoch is saved.
+    `epochs` makes them. They call `go_on` before a step, and `wait` before anything of an epoch is saved. An actor that
+    is dropped in the middle does not wait for the thread.
     """
 
     def __init__(self, epochs: Callable[[Ahead], Iterator[dict[str, Any]]]) -> None:
-        self._asked, self._left = threading.Event(), False
-        self._epochs = epochs(self)
-        self._thread = ThreadPoolExecutor(1)
-        self._next = self._thread.submit(self._train)
+        self._changed, self._asked, self._made, self._left = threading.Condition(), 0, 0, False
+        self._results: SimpleQueue[dict[str, Any] | Exception] = SimpleQueue()
+        self._thread = threading.Thread(target=self._train, args=(epochs,), daemon=True)
+        self._thread.start()
 
     def next(self) -> dict[str, Any]:
-        """The next result. Raises what the training raised."""
-        self._asked.set()
-        result = self._next.result()
-        self._asked.clear()
-        self._next = self._thread.submit(self._train)
-        return result
+        """The next result, {} after the last one. Raises what the training raised, after which there is no other."""
+        with self._changed:
+            self._asked += 1
+            self._changed.notify()
+        result = self._results.get()
+        if not isinstance(result, Exception):
+            return result
+        try:
+            raise result
+        finally:
+            del result  # its traceback holds this frame: as a circle they would keep the network
 
     def leave(self) -> None:
-        """Ends the training at its next step, and lets go of the network."""
-        self._left = True
-        self._asked.set()
-        self._thread.shutdown(wait=True, cancel_futures=True)
-        self._epochs = iter(())
+        """Ends the training at its next step. The network is let go of by then."""
+        with self._changed:
+            self._left = True
+            self._changed.notify()
+        self._thread.join()
 
     def go_on(self) -> None:
         """Raises _Left once nobody wants the rest."""
@@ -46,11 +52,21 @@ class Ahead:
 
     def wait(self) -> None:
         """Returns once the epoch has been asked for; raises as `go_on`."""
-        self._asked.wait()
+        with self._changed:
+            self._changed.wait_for(lambda: self._left or self._asked > self._made)
         self.go_on()
 
-    def _train(self) -> dict[str, Any]:
-        return next(self._epochs, {})
+    def _train(self, epochs: Callable[[Ahead], Iterator[dict[str, Any]]]) -> None:
+        try:
+            for result in epochs(self):
+                self._made += 1
+                self._results.put(result)
+        except _Left:
+            return
+        except Exception as error:
+            self._results.put(error)
+            return
+        self._results.put({})
 
 
 class _Left(Exception):

@@ -47,11 +47,12 @@ class OptunaSearcher(Searcher):
         super().__init__(metric="score", mode="max")
         self._space, self._studies, self._place = space, studies, place
         self._allowance, self._slots = allowance, slots
-        for study in studies.values():
-            for trial in study.get_trials(states=[TrialState.RUNNING]):
-                if SPEC not in trial.user_attrs:  # its driver died between asking and placing
-                    study.tell(trial.number, state=TrialState.FAIL)
         self._trained = {name: Trained(study) for name, study in studies.items()}
+        for name, study in studies.items():
+            for known in study.get_trials(states=[TrialState.RUNNING]):
+                if SPEC not in known.user_attrs:  # its driver died between asking and placing
+                    study.sampler = build_sampler(space, name, _num_asked(study) - 1)
+                    self._specify(name, optuna.trial.Trial(study, known._trial_id))
         self._running: dict[str, _Running] = {}
         self._waits = False
         """Whether nothing more fits into the budget until a trial has ended."""
@@ -148,18 +149,26 @@ class OptunaSearcher(Searcher):
     def _ask(self, name: str) -> tuple[optuna.trial.Trial, TrialSpec] | None:
         """A trial of a study and what it is; None where its settings were known, and it was answered at once."""
         study = self._studies[name]
-        number = sum(trial.state is not TrialState.WAITING for trial in study.get_trials(deepcopy=False))
-        study.sampler = build_sampler(self._space, name, number)
+        study.sampler = build_sampler(self._space, name, _num_asked(study))
         trial = study.ask()
+        spec = self._specify(name, trial)
+        return None if spec is None else (trial, spec)
+
+    def _specify(self, name: str, trial: optuna.trial.Trial) -> TrialSpec | None:
+        """Gives a trial that was asked for its values; None where they were known, and it was answered."""
         architecture, values = self._space.suggest(trial, None if self._space.joint else name)
         spec = self._place(architecture, trial.number, name, values)
         known = self._trained[name].find(spec.experiment)
         if known is not None:
-            answer(study, trial, known)
+            answer(trial.study, trial, known)
             return None
         self._trained[name].add(spec.experiment, trial.number)
         trial.set_user_attr(SPEC, json.dumps(asdict(spec)))
-        return trial, spec
+        return spec
+
+
+def _num_asked(study: Study) -> int:
+    return sum(trial.state is not TrialState.WAITING for trial in study.get_trials(deepcopy=False))
 
 
 @dataclass(frozen=True)

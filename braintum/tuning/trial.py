@@ -221,9 +221,7 @@ class OneWorkerTrial(tune.Trainable):
         torch.cuda.empty_cache()  # what the trial before has left may be what another on the same GPU lacks
         self._placed, self._shares_gpu = config["placed"], 0 < config["gpus"] < 1
         self._spec = spec = TrialSpec(**config["trial"])
-        if (
-            self._view != spec.view
-        ):  # what is kept by table (folds, tensors, what lies on a GPU) is kept from trial to trial
+        if self._view != spec.view:  # what is kept by table (folds, tensors on a GPU) stays from trial to trial
             self._view, self._table = spec.view, ray.get(self._tables[spec.view])
         self._ahead = Ahead(lambda ahead: trial_epochs(spec, self._table, ahead=ahead))
 

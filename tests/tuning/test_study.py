@@ -225,7 +225,7 @@ def test_an_interrupt_at_a_bad_time_leaves_no_actor(tiny_phantom: str, tmp_path:
     out = str(tmp_path / "study")
     with pytest.raises(KeyboardInterrupt) as held:
         search(space(tmp_path, trials=2), tiny_phantom, out, progress=Interrupting("test", quiet=True))
-    wait_for(lambda: not workers_of("OneWorkerTrial"), 60)
+    wait_for(lambda: not workers_of("OneWorkerTrial"), 10)
     assert held.tb is not None, "while somebody holds what was raised, as a notebook does"
 
 

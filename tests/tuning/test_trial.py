@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
+import subprocess
+import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -10,6 +14,7 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 import yaml
 from optuna.trial import TrialState
 from tiny import TINY
@@ -69,6 +74,40 @@ def test_what_a_training_raises_is_raised_to_who_asks(tiny_phantom: str, tmp_pat
     ahead.leave()
 
 
+def test_a_trial_that_is_left_lets_go_of_its_network(tiny_phantom: str, tmp_path: Path) -> None:
+    left, wild = spec_of(tmp_path / "left"), spec_of(tmp_path / "wild", **{"loss.segmentation_weight": 1e39})
+    table = load_table(tiny_phantom, Experiment.from_dict(left.experiment).data)
+    next(trial_epochs(spec_of(tmp_path / "first"), table))  # torch imports a part of itself, and keeps who asked for it
+    gc.collect()
+    before = parameters()
+    gc.disable()  # what a circle of references keeps stays on a GPU until somebody looks for it
+    try:
+        ahead = Ahead(lambda ahead: trial_epochs(left, table, ahead=ahead))
+        ahead.next()
+        assert parameters() > before
+        ahead.leave()
+        assert parameters() == before
+        ahead = Ahead(lambda ahead: trial_epochs(wild, table, ahead=ahead))
+        try:
+            list(iter(ahead.next, {}))
+        except Diverged:
+            ahead.leave()
+        assert parameters() == before
+    finally:
+        gc.enable()
+
+
+def parameters() -> int:
+    return sum(type(thing) is torch.nn.Parameter for thing in gc.get_objects())
+
+
+def test_a_process_that_ends_does_not_wait_for_an_epoch_that_nobody_asked_for(tmp_path: Path) -> None:
+    script = "import sys; from braintum.tuning.ahead import Ahead\n"
+    script += "def epochs(ahead):\n    yield {}\n    ahead.wait()\n"
+    script += "Ahead(epochs).next()"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
 def rows_of(spec: TrialSpec) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads((Path(spec.out) / HISTORY).read_text())
     return rows
@@ -77,6 +116,43 @@ def rows_of(spec: TrialSpec) -> list[dict[str, Any]]:
 def seconds_of(spec: TrialSpec) -> float:
     """The longest epoch of a trial."""
     return max(row["ended"] - row["began"] for row in rows_of(spec))
+
+
+def test_a_trial_whose_driver_died_before_it_was_placed_is_placed_as_it_would_have_been(tmp_path: Path) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text(yaml.safe_dump({
+        "name": "s", "architectures": ["unet"], "base": "fast", "overrides": TINY, "trials": 3,
+        "parameters": {"optim.lr": {"log_uniform": [1e-3, 1e-1]}},
+    }))  # fmt: skip
+    space = SearchSpace.load(file)
+
+    def searched(dies_at: int | None) -> list[float]:
+        study = optuna.create_study(direction="maximize")
+        studies = {"unet": study}
+        allowance = Allowance(space, studies, Spending(str(tmp_path)), Places, folds=2)
+        dies = [dies_at]
+
+        def place(_: str, number: int, __: str, values: dict[str, Any]) -> TrialSpec:
+            if number in dies:
+                dies.clear()
+                raise KeyboardInterrupt
+            return spec_of(tmp_path, **values)
+
+        with contextlib.suppress(KeyboardInterrupt):
+            driver(space, studies, place, allowance)
+        driver(space, studies, place, allowance)
+        assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
+        return [trial.params["optim.lr"] for trial in study.trials]
+
+    def driver(*of: Any) -> None:
+        searcher = OptunaSearcher(*of, Slots(1, 1, {"CPU": 1.0}))
+        while isinstance(searcher.suggest("a"), dict):
+            searcher.on_trial_complete("a", {"epoch": 4, "score": 0.5, "finished": True, "again": True})
+
+    undisturbed = searched(dies_at=None)
+    assert len(set(undisturbed)) == 3
+    assert searched(dies_at=0) == undisturbed, "the papers' own settings are not lost"
+    assert searched(dies_at=2) == undisturbed
 
 
 def test_a_diverged_trial_is_told_as_failed_without_a_score(tmp_path: Path) -> None:
