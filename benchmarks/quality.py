@@ -1,6 +1,6 @@
 """How good is what a search has found after so many seconds: braintum with and without racing, and two of Tune's ways.
 
-    python benchmarks/quality.py --out out/quality [--seeds 5] [--seconds 240]
+    python benchmarks/quality.py --out out/quality [--seeds 5] [--seconds 200]
     python benchmarks/quality.py --out out/quality_cheng --cheng PATH [--seeds 2] [--seconds 300]
 
 On two cores, two trials at a time, slices of 64×64 and 8 channels, over learning rate, weight decay, attention, norm,
@@ -17,10 +17,10 @@ on slices that no search has seen (a phantom: other cases; `--cheng`, a folder a
 last fold, so that seeds differ in what was searched and trained, not in what is scored).
 
 Score: half Dice, half macro F1. What is compared first, `mean_from_first`: the mean over time, from when every arm of
-that seed has a score. Beside it the score at four times (an arm that has none yet counts as 0) and `first_score_seconds`.
-Each seed draws its own phantom set; gaps are of the same seed's, with 95 % intervals over the seeds (Student's t), and
-`exceeds` says whether a gap is larger than its interval. The same command goes on where it was stopped; a folder of
-another commit, space or time is refused.
+that seed has a score. Beside it the score at four times (an arm that has none yet counts as 0) and
+`first_score_seconds`. Each seed draws its own phantom set; gaps are of the same seed's, with 95 % intervals over the
+seeds (Student's t), and `exceeds` says whether a gap is larger than its interval. The same command goes on where it was
+stopped; a folder of another commit, space or time is refused.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=240.0)
+    parser.add_argument("--seconds", type=float, default=200.0)
     parser.add_argument("--cheng", type=Path)
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     asked = parser.parse_args()

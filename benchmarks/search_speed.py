@@ -3,8 +3,8 @@
     python benchmarks/search_speed.py [--rounds 3] [--trials 20]
 
 The same space, folds, first trial and early stopping (ASHA, one rung after a fold) in each, and the same work an epoch.
-All sample by Optuna's TPE: braintum multivariate, grouped and minding what runs, the others by its defaults. Each arm is a process of its own, timed from its start; on two cores, two trials at a time, one thread
-each:
+All sample by Optuna's TPE: braintum multivariate, grouped and minding what runs, the others by its defaults. Each arm
+is a process of its own, timed from its start; on two cores, two trials at a time, one thread each:
 
 - `braintum`: `search`, with Optuna's file, trials' records and progress as always. The cross-validations that follow
   are no part of what is measured: every arm's time ends with its last epoch.

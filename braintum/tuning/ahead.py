@@ -63,7 +63,7 @@ class Ahead:
                 self._results.put(result)
         except _Left:
             return
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - `next` raises it
             self._results.put(error)
             return
         self._results.put({})
