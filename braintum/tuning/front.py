@@ -59,21 +59,20 @@ def chosen_trials(objectives: Sequence[str], studies: Mapping[str, Study], trial
 def knee(front: Records, points: Records) -> dict[str, Any]:
     """The point of a front that `RULE` chooses; ranges are those of `points`."""
     objectives = sorted(front[0].keys() - {"trial"})
-    best = {o: max(_gain(o, point) for point in front) for o in objectives}
-    spread = {o: max(_gain(o, p) for p in points) - min(_gain(o, p) for p in points) for o in objectives}
+    best = {o: max(gain(o, point[o]) for point in front) for o in objectives}
+    spread = {o: max(p[o] for p in points) - min(p[o] for p in points) for o in objectives}
 
     def distance(point: dict[str, Any]) -> float:
-        return sum(((best[o] - _gain(o, point)) / spread[o]) ** 2 for o in objectives if spread[o] > 0)
+        return sum(((best[o] - gain(o, point[o])) / spread[o]) ** 2 for o in objectives if spread[o] > 0)
 
     return min(front, key=distance)
 
 
-def _gain(objective: str, point: dict[str, Any]) -> float:
+def gain(objective: str, value: float) -> float:
     """An objective's value, turned so that the larger is the better."""
-    value = float(point[objective])
     return -value if objective in COSTS else value
 
 
 def _beats(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    gains = [(_gain(o, a), _gain(o, b)) for o in a.keys() - {"trial"}]
+    gains = [(gain(o, a[o]), gain(o, b[o])) for o in a.keys() - {"trial"}]
     return all(x >= y for x, y in gains) and any(x > y for x, y in gains)

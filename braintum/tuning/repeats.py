@@ -3,7 +3,8 @@
 Settings are the same where all of the Experiment is but its seed, which each trial has of its own. What a finished
 trial of the study had is told with that trial's score and intermediate values; what is being trained, as FAIL, which
 samplers leave out. Both have the attribute REPEATS, take no slot, and are none of the trials that were asked for.
-Settings whose trial was stopped early, or failed, may be tried again: what they would have come to is not known.
+Settings whose trial was stopped early, or failed, may be tried again: what they would have come to is not known. One that
+was stopped after it had finished folds is gone on with: with its seed, and those folds are read.
 
 A sampler that proposes nothing new NOTHING_NEW times in a row has come to its end (a space of choices holds only so
 many settings), and its study ends with fewer trials.
@@ -19,18 +20,25 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from braintum.tuning.records import REPEATS, SPEC, own_trials
+from braintum.tuning.trial import TrialSpec, finished_rows
 
 NOTHING_NEW = 20
 
 
 class Trained:
-    """Which settings a study has trained to the end, or is training, and by which trial."""
+    """Which settings a study has trained to the end, or is training, and by which trial; and which it has stopped."""
 
     def __init__(self, study: Study) -> None:
         self._number_of: dict[str, int] = {}
-        for trial in own_trials(study, TrialState.COMPLETE, TrialState.RUNNING):
-            if SPEC in trial.user_attrs:
-                self.add(json.loads(trial.user_attrs[SPEC])["experiment"], trial.number)
+        self._stopped: dict[str, TrialSpec] = {}
+        for trial in own_trials(study, TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED):
+            if SPEC not in trial.user_attrs:
+                continue
+            spec = TrialSpec(**json.loads(trial.user_attrs[SPEC]))
+            if trial.state is TrialState.PRUNED:
+                self.stop(spec)
+            else:
+                self.add(spec.experiment, trial.number)
 
     def add(self, experiment: Mapping[str, Any], number: int) -> None:
         self._number_of.setdefault(_settings(experiment), number)
@@ -38,6 +46,15 @@ class Trained:
     def drop(self, experiment: Mapping[str, Any]) -> None:
         """Of a trial that did not finish."""
         self._number_of.pop(_settings(experiment), None)
+
+    def stop(self, spec: TrialSpec) -> None:
+        """Of a trial that was stopped early."""
+        self._stopped[_settings(spec.experiment)] = spec
+
+    def stopped(self, experiment: Mapping[str, Any]) -> TrialSpec | None:
+        """The last trial of these settings that was stopped, if it had finished a fold."""
+        spec = self._stopped.get(_settings(experiment))
+        return spec if spec is not None and finished_rows(spec.out) else None
 
     def find(self, experiment: Mapping[str, Any]) -> int | None:
         return self._number_of.get(_settings(experiment))

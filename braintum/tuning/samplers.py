@@ -1,4 +1,4 @@
-"""What proposes a trial: Optuna's samplers, and three that are a function of the study's trials alone.
+"""What proposes a trial: Optuna's samplers, and four that are a function of the study's trials alone.
 
 A sampler is made anew at every ask, from the seed, the study's name and the trial's number, and from the trials that
 the study has. So a study that was resumed asks as if undisturbed, with one trial at a time.
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.search_space import intersection_search_space
-from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.study import Study, create_study
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats.qmc import Sobol
 
-from braintum.tuning.records import own_trials
+from braintum.tuning.front import gain
+from braintum.tuning.records import OBJECTIVES, own_trials
 from braintum.tuning.space import ARCHITECTURE, SearchSpace
 
 POPULATION = 20
@@ -46,7 +47,7 @@ def build_sampler(space: SearchSpace, study: str, number: int) -> BaseSampler:
     if name == "gp":
         return GPSampler(seed=seed)
     if name == "nsga2":
-        return NSGAIISampler(population_size=POPULATION, seed=seed)
+        return Nsga2(space.objectives, seed)
     if name == "cmaes":
         return CmaEs(seed)
     if name == "sobol":
@@ -156,6 +157,53 @@ class CmaEs(BaseSampler):
     def _new(self, start: NDArray[np.float64]) -> CMA:
         bounds = np.array([[0.0, 1.0]] * len(start))
         return CMA(start, STEP, bounds=bounds, seed=self._seed)
+
+
+class Nsga2(BaseSampler):
+    """NSGA-II on the objectives, or on the score where there are none.
+
+    The study has one value, the score, as only one can prune. What its complete trials came to in every objective is
+    told to Optuna's NSGAIISampler in a study of its own that is made anew at every ask: each POPULATION of them, in
+    order, is a generation. Trials that were stopped early teach it nothing, and neither do those of another study
+    where there are objectives.
+    """
+
+    def __init__(self, objectives: Sequence[str], seed: int) -> None:
+        self._objectives = objectives
+        self._random = RandomSampler(seed=seed)
+        self._genetic = NSGAIISampler(population_size=POPULATION, seed=seed)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._genetic.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        known = [of for of in complete if not self._objectives or OBJECTIVES in of.user_attrs]
+        size = len(self._objectives) or 1
+        told = create_study(directions=["maximize"] * size, sampler=self._random)
+        for index, of in enumerate(known):
+            generation = {self._genetic._get_generation_key(): index // POPULATION}
+            told.add_trial(
+                create_trial(
+                    values=self._values(of), params=of.params, distributions=of.distributions, system_attrs=generation
+                )
+            )
+        asked = told.ask()
+        return self._genetic.sample_relative(told, told.get_trials(deepcopy=False)[asked.number], search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+    def _values(self, trial: FrozenTrial) -> list[float]:
+        """The larger, the better; a metric of a task that an architecture lacks is 0."""
+        if not self._objectives:
+            return [trial.value or 0.0]
+        known = trial.user_attrs[OBJECTIVES]
+        return [gain(name, known.get(name, 0.0)) for name in self._objectives]
 
 
 def to_unit(value: Any, distribution: BaseDistribution) -> float:

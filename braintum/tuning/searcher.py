@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import optuna
@@ -17,8 +17,9 @@ from optuna.study import Study
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from braintum import storage
 from braintum.tuning.budget import Allowance
-from braintum.tuning.records import ALONE, PLACED, SPEC
+from braintum.tuning.records import ALONE, HISTORY, OBJECTIVES, PLACED, SPEC, metrics_of
 from braintum.tuning.repeats import Trained, answer
 from braintum.tuning.samplers import build_sampler
 from braintum.tuning.schedulers import STEPS
@@ -106,9 +107,12 @@ class OptunaSearcher(Searcher):
             return
         running.report(result)  # the step at which a scheduler stops a trial is not told before
         if result["finished"]:
+            if self._space.objectives:
+                trial.set_user_attr(OBJECTIVES, self._objectives_of(trial))
             trial.study.tell(trial, result["score"])
         else:
-            self._not_finished(trial)
+            spec = self._not_finished(trial)
+            self._trained_by(spec).stop(spec)
             trial.study.tell(trial, state=TrialState.PRUNED)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -143,8 +147,16 @@ class OptunaSearcher(Searcher):
     def _not_finished(self, trial: optuna.trial.Trial) -> TrialSpec:
         """Its settings may be proposed again."""
         spec = TrialSpec(**json.loads(trial.user_attrs[SPEC]))
-        self._trained[self._space.name if self._space.joint else spec.architecture].drop(spec.experiment)
+        self._trained_by(spec).drop(spec.experiment)
         return spec
+
+    def _trained_by(self, spec: TrialSpec) -> Trained:
+        return self._trained[self._space.name if self._space.joint else spec.architecture]
+
+    def _objectives_of(self, trial: optuna.trial.Trial) -> dict[str, float]:
+        place = storage.join(json.loads(trial.user_attrs[SPEC])["out"], HISTORY)
+        metrics = metrics_of(storage.read_json(place))
+        return {name: metrics[name] for name in self._space.objectives if name in metrics}
 
     def _ask(self, name: str) -> tuple[optuna.trial.Trial, TrialSpec] | None:
         """A trial of a study and what it is; None where its settings were known, and it was answered at once."""
@@ -162,6 +174,10 @@ class OptunaSearcher(Searcher):
         if known is not None:
             answer(trial.study, trial, known)
             return None
+        stopped = self._trained[name].stopped(spec.experiment)
+        if stopped is not None:  # with the seed that it had, so that what it finished is the same Experiment's
+            seed = {"training.seed": stopped.experiment["training"]["seed"]}
+            spec = replace(self._place(architecture, trial.number, name, {**values, **seed}), after=stopped.out)
         self._trained[name].add(spec.experiment, trial.number)
         trial.set_user_attr(SPEC, json.dumps(asdict(spec)))
         return spec

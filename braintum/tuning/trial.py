@@ -54,7 +54,8 @@ class TrialSpec:
     """What a trial is: plain values, so that it travels to workers.
 
     `view` names the table to train on (searches over `data.*` have several), `score` weighs the metrics, `costs` are
-    measured after the last fold (`braintum.training.costs`). `folds` are cut out of what is not `outer`.
+    measured after the last fold (`braintum.training.costs`). `folds` are cut out of what is not `outer`. `after`: the
+    directory of a trial of the same Experiment that was stopped; the folds that it finished are read.
     """
 
     architecture: str
@@ -66,6 +67,7 @@ class TrialSpec:
     score: dict[str, float]
     costs: tuple[str, ...] = ()
     outer: Outer | None = None
+    after: str | None = None
 
     @property
     def run(self) -> str:
@@ -97,6 +99,14 @@ def write_shares(out: str, fold: str, shares: FoldShares) -> None:
     storage.write_json(_shares_url(out, fold), asdict(shares))
 
 
+def finished_rows(out: str) -> list[dict[str, Any]]:
+    """The rows of the folds that the trial in directory `out` finished, in order."""
+    place = storage.join(out, HISTORY)
+    rows: list[dict[str, Any]] = storage.read_json(place) if storage.exists(place) else []
+    done = rows[-1]["folds_done"] if rows else 0
+    return rows[: next((i + 1 for i, row in enumerate(rows) if row["folds_done"] == done), 0)] if done else []
+
+
 def _shares_url(out: str, fold: str) -> str:
     return storage.join(out, f"shares-{fold}.json")
 
@@ -118,6 +128,8 @@ def trial_epochs(
     state = load_state(state_url)
     if state is None or state["experiment"] != experiment.digest:  # of a trial that was lost before it was stored
         state = {"rows": [], "scores": [], "shares": [], "fit": None}
+        if spec.after is not None:
+            state |= _gone_on_with(spec.after, spec.out, rank)
     rows, scores, shares = state["rows"], state["scores"], state["shares"]
     refuse_unequal(state_url, len(rows), world_size)
     # Who resumes may not have heard of the last ones: they were saved before they were told.
@@ -172,6 +184,18 @@ def trial_epochs(
             yield rows[-1]
             began = time.time()
         state["fit"] = None
+
+
+def _gone_on_with(stopped: str, out: str, rank: int) -> dict[str, list[Any]]:
+    """The rows and scores of the folds that a trial finished, in the directory `stopped`; `out` gets its files."""
+    rows = finished_rows(stopped)
+    last = {row["fold"]: row for row in rows}
+    if rank == 0:
+        storage.write_json(storage.join(out, HISTORY), rows)
+        for fold in last:
+            write_shares(out, fold, read_shares(stopped, fold))
+    kept = {(row["fold"], row["epoch_in_fold"]): row["fold_score"] for row in rows}
+    return {"rows": rows, "scores": [kept[fold, row["kept_epoch"]] for fold, row in last.items()]}
 
 
 class OneWorkerTrial(tune.Trainable):

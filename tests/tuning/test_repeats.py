@@ -17,7 +17,7 @@ from braintum.reporting.html import report
 from braintum.tuning.begin import open_studies, record
 from braintum.tuning.budget import Allowance
 from braintum.tuning.location import Location
-from braintum.tuning.records import REPEATS, own_trials
+from braintum.tuning.records import HISTORY, REPEATS, own_trials
 from braintum.tuning.repeats import is_exhausted, repeats
 from braintum.tuning.searcher import OptunaSearcher
 from braintum.tuning.slots import Places, Slots
@@ -66,7 +66,8 @@ class Driver:
 
     def _place(self, architecture: str, number: int, name: str, values: dict[str, Any]) -> TrialSpec:
         experiment = self._space.experiment(architecture, {"training.seed": number, **values})
-        return TrialSpec(architecture, number, experiment.to_dict(), "", str(self._out), 2, self._space.score)
+        out = str(self._out / "trials" / str(number))
+        return TrialSpec(architecture, number, experiment.to_dict(), "", out, 2, self._space.score)
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "gp"])
@@ -122,6 +123,26 @@ def test_what_did_not_finish_may_be_tried_again(tmp_path: Path) -> None:
     assert len(trained) == 12 > len(set(trained))
     assert repeats(driver.studies["unet"]) == 0
     driver.close()
+
+
+def test_what_was_stopped_after_a_fold_is_gone_on_with(tmp_path: Path) -> None:
+    one = space(tmp_path, **{**FOUR, "parameters": {"optim.lr": {"choice": [1e-3]}}, "trials": 4})
+    driver, specs = Driver(one, tmp_path / "out"), []
+    for number in range(4):
+        found = driver.searcher.suggest(str(number))
+        assert isinstance(found, dict)
+        specs.append(found["trial"])
+        if number:  # the first one is stopped in its first fold
+            row = {"epoch": 1, "fold": "1", "epoch_in_fold": 1, "kept_epoch": 1, "fold_score": 0.1, "folds_done": 1}
+            storage.write_json(str(Path(specs[-1]["out"]) / HISTORY), [row])
+        last = {"epoch": 1, "score": 0.1, "finished": False, "again": True}
+        driver.searcher.on_trial_complete(str(number), last)
+        if number == 2:
+            driver.close()
+            driver = Driver(one, tmp_path / "out")
+    driver.close()
+    assert [spec["after"] for spec in specs] == [None, None, specs[1]["out"], specs[2]["out"]]
+    assert [spec["experiment"]["training"]["seed"] for spec in specs] == [0, 1, 1, 1]
 
 
 def test_nothing_is_trained_twice_at_a_time(tmp_path: Path) -> None:

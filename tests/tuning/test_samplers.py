@@ -20,7 +20,8 @@ from small_study import SMALL, space
 from braintum.tuning.budget import Allowance
 from braintum.tuning.parameter import same
 from braintum.tuning.parts import Sampler
-from braintum.tuning.samplers import seed_of
+from braintum.tuning.records import OBJECTIVES
+from braintum.tuning.samplers import build_sampler, seed_of
 from braintum.tuning.searcher import OptunaSearcher
 from braintum.tuning.slots import Places, Slots
 from braintum.tuning.space import SearchSpace
@@ -141,6 +142,36 @@ def test_what_models_the_score_finds_the_best_sooner_than_chance(tmp_path: Path,
         search = Search(tmp_path / name, name, architectures=["joint_unet"], trials=60, parameters=two)
         lasts[name] = float(np.mean([sphere(params) for params in search.run(value=sphere)[-15:]]))
     assert lasts[sampler] > lasts["random"] / 4, lasts
+
+
+def test_nsga2_looks_at_every_objective_and_not_at_the_score(tmp_path: Path) -> None:
+    """Dice wants a large weight, macro F1 a small one, a low learning rate is good for both; the score says nothing."""
+    two = {path: MIXED[path] for path in ("optim.lr", "loss.segmentation_weight")}
+    found = {}
+    for name, objectives in (("both", ["dice", "macro_f1"]), ("none", [])):
+        searched = space(
+            tmp_path, sampler={"name": "nsga2", "seed": 3}, parameters=two, architectures=["joint_unet"],
+            objectives=objectives,
+        )  # fmt: skip
+        study = optuna.create_study(direction="maximize")
+        for number in range(200):
+            study.sampler = build_sampler(searched, "joint_unet", number)
+            trial = study.ask()
+            _, params = searched.suggest(trial, "joint_unet")
+            rate = (math.log10(params["optim.lr"]) + 5) / 4
+            weight = (params["loss.segmentation_weight"] - 0.5) / 1.5
+            reached = {"dice": weight - rate, "macro_f1": 1 - weight - rate}
+            trial.set_user_attr(OBJECTIVES, {objective: reached[objective] for objective in objectives})
+            study.tell(trial, 0.5)
+        last = [trial.params for trial in study.trials[-60:]]
+        weights = [params["loss.segmentation_weight"] for params in last]
+        found[name] = (
+            float(np.median([math.log10(params["optim.lr"]) for params in last])), min(weights), max(weights)
+        )  # fmt: skip
+    assert found["both"][0] < -4.5, "half of a random draw are above -3"
+    assert found["both"][1] < 0.8, "a front reaches from one end"
+    assert found["both"][2] > 1.7, "to the other"
+    assert found["none"][0] > -4, "nothing leads there but the objectives"
 
 
 def test_sobol_covers_the_space_more_evenly_than_chance(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from braintum.tuning.searcher import OptunaSearcher
 from braintum.tuning.slots import Places, Slots
 from braintum.tuning.space import SearchSpace
 from braintum.tuning.spending import Spending
-from braintum.tuning.trial import FAILED, TrialSpec, trial_epochs
+from braintum.tuning.trial import FAILED, TrialSpec, read_shares, trial_epochs
 
 
 def spec_of(out: Path, **overrides: Any) -> TrialSpec:
@@ -46,6 +47,23 @@ def test_a_trial_goes_on_from_its_own_state_and_from_no_other(tiny_phantom: str,
     assert again[:2] == [{**row, "again": True} for row in first_fold], "all that the driver may not have heard of"
     assert (again[2]["epoch"], "again" in again[2]) == (3, False)
     assert next(trial_epochs(other, table))["epoch"] == 1
+
+
+def test_what_was_stopped_is_gone_on_with_after_the_folds_that_it_finished(tiny_phantom: str, tmp_path: Path) -> None:
+    calm, stopped = spec_of(tmp_path / "calm"), spec_of(tmp_path / "stopped")
+    table = load_table(tiny_phantom, Experiment.from_dict(calm.experiment).data)
+    undisturbed = list(trial_epochs(calm, table))
+    first = list(islice(trial_epochs(stopped, table), 3))
+    Path(stopped.out, "state.pt").unlink()  # only living trials keep theirs
+    again = replace(spec_of(tmp_path / "again"), number=1, after=stopped.out)
+    assert next(trial_epochs(again, table)) == {**first[0], "again": True}
+    assert rows_of(again) == first[:2], "one that is stopped at once is gone on with too"
+    rows = list(trial_epochs(again, table))
+    assert rows[:2] == [{**row, "again": True} for row in first[:2]], "and not the third: its fold had not finished"
+    assert [row["score"] for row in rows] == [row["score"] for row in undisturbed]
+    assert not [row for row in rows[2:] if "again" in row]
+    for fold in {row["fold"] for row in rows}:
+        assert read_shares(again.out, fold) == read_shares(calm.out, fold), "what racing compares"
 
 
 def test_an_epoch_that_is_trained_ahead_is_kept_once_it_is_asked_for(tiny_phantom: str, tmp_path: Path) -> None:
