@@ -63,7 +63,7 @@ def knee(front: Records, points: Records) -> dict[str, Any]:
     spread = {o: max(p[o] for p in points) - min(p[o] for p in points) for o in objectives}
 
     def distance(point: dict[str, Any]) -> float:
-        return sum(((best[o] - gain(o, point[o])) / spread[o]) ** 2 for o in objectives if spread[o] > 0)
+        return float(sum(((best[o] - gain(o, point[o])) / spread[o]) ** 2 for o in objectives if spread[o] > 0))
 
     return min(front, key=distance)
 

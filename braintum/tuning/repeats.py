@@ -3,8 +3,8 @@
 Settings are the same where all of the Experiment is but its seed, which each trial has of its own. What a finished
 trial of the study had is told with that trial's score and intermediate values; what is being trained, as FAIL, which
 samplers leave out. Both have the attribute REPEATS, take no slot, and are none of the trials that were asked for.
-Settings whose trial was stopped early, or failed, may be tried again: what they would have come to is not known. One that
-was stopped after it had finished folds is gone on with: with its seed, and those folds are read.
+Settings whose trial was stopped early, or failed, may be tried again: what they would have come to is not known. One
+that was stopped after it had finished folds is gone on with: with its seed, and those folds are read.
 
 A sampler that proposes nothing new NOTHING_NEW times in a row has come to its end (a space of choices holds only so
 many settings), and its study ends with fewer trials.

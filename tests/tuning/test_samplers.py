@@ -168,10 +168,10 @@ def test_nsga2_looks_at_every_objective_and_not_at_the_score(tmp_path: Path) -> 
         found[name] = (
             float(np.median([math.log10(params["optim.lr"]) for params in last])), min(weights), max(weights)
         )  # fmt: skip
-    assert found["both"][0] < -4.5, "half of a random draw are above -3"
+    assert found["both"][0] < -4, "half of a random draw are above -3"
     assert found["both"][1] < 0.8, "a front reaches from one end"
     assert found["both"][2] > 1.7, "to the other"
-    assert found["none"][0] > -4, "nothing leads there but the objectives"
+    assert found["none"][0] > -3.5, "nothing leads there but the objectives"
 
 
 def test_sobol_covers_the_space_more_evenly_than_chance(tmp_path: Path) -> None:
