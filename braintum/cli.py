@@ -19,6 +19,7 @@ from typing import Annotated, Any, TypeGuard
 
 import typer
 
+from braintum.cli_cluster import cluster
 from braintum.cli_ingest import ingest, ingest_phantom
 from braintum.config import Experiment, json_schema, parse_overrides
 from braintum.contact import first_contact
@@ -53,6 +54,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(ingest, name="ingest")
+app.add_typer(cluster, name="cluster")
 
 RESUMABLE = ("train", "crossval", "cascade", "search")
 

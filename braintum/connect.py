@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
 import tempfile
 import threading
 from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
 from ray._private.services import find_bootstrap_address
 
@@ -32,6 +37,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # nothing of Tune's own state is needed: an interrupt ends at once
 }
 ENDING_SECONDS = 0.5
+ANSWER_SECONDS = 5.0
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 _SOCKETS = "/tmp"  # noqa: S108 - paths of sockets must be short
 
@@ -55,7 +61,14 @@ def connect(say: Callable[[str], None]) -> None:
                 address=None if address == "auto" else address,
                 runtime_env=None if inside_job else {"env_vars": ENVIRONMENT},
             )
-            say(f"on the Ray cluster at {ray.get_runtime_context().gcs_address}")
+            place = ray.get_runtime_context().gcs_address
+            if os.environ.get("RAY_AUTH_MODE", "").lower() != "disabled" and answers_anybody(place):
+                ray.shutdown()
+                raise ConfigError(
+                    f"the Ray cluster at {place}: who reaches its ports runs code on it. Start it with a token (`ray "
+                    "get-auth-token --generate`, then RAY_AUTH_MODE=token), or set RAY_AUTH_MODE=disabled here"
+                )
+            say(f"on the Ray cluster at {place}")
             return
         except ConnectionError as error:
             if address != "auto":
@@ -75,6 +88,7 @@ def start_local(**options: Any) -> None:
     keep their cores.
     """
     _set_environment()
+    secure()
     folder = tempfile.mkdtemp(prefix="ray", dir=_SOCKETS)
     atexit.register(_leave, folder)
     with socket.socket() as free:
@@ -90,6 +104,39 @@ def start_local(**options: Any) -> None:
         _system_config={"worker_niceness": 0},  # by default 15, so that any other process takes the core from training
         **options,
     )
+
+
+def answers_anybody(address: str) -> bool:
+    """Whether the head of the Ray cluster at HOST:PORT answers who has no token. One with TLS answers nobody here."""
+    with grpc.insecure_channel(address) as channel:
+        ask: Any = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+        try:
+            ask(b"", timeout=ANSWER_SECONDS)
+        except grpc.RpcError:
+            return False
+    return True
+
+
+def secure() -> None:
+    """Sees to it that a Ray that is started here asks for a token, which only this user can read.
+
+    It is where Ray looks for it: in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in
+    ~/.ray/auth_token, which is made where there is none. Raises ConfigError where RAY_AUTH_MODE says that everybody
+    may come in.
+    """
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    if mode.lower() != "token":
+        raise ConfigError(
+            f"RAY_AUTH_MODE: {mode}: who reaches the ports of a Ray without a token runs code on this machine; unset it"
+        )
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError), open(file, "x", opener=partial(os.open, mode=0o600)) as new:
+        new.write(secrets.token_hex(32))
+    if file.stat().st_mode & 0o077:
+        file.chmod(0o600)  # Ray makes one that everybody may read
 
 
 def end_tasks(tasks: Collection[ray.ObjectRef[Any]]) -> None:

@@ -32,6 +32,24 @@ def print_card(card: Mapping[str, Any]) -> None:
     _print(table)
 
 
+def print_checked(checked: Mapping[str, Any]) -> None:
+    """What the doctor found of a cluster: a row per node, and a line per problem."""
+    nodes = Table("node", "GPUs", "network, MB/s", "storage, MB/s", "clock, s", "disk free", box=None)
+    for node in checked["nodes"]:
+        name = node["name"]
+        storage_speed = ", ".join(f"{what} {speed:,.0f}" for what, speed in node["storage_mb_s"].items()) or "-"
+        nodes.add_row(
+            name, f"{checked['gpus'][name]:g}", f"{checked['mb_s'][name]:,.0f}", storage_speed,
+            f"{checked['ahead'][name]:+.2f}", f"{node['disk_free']:.0%}",
+        )  # fmt: skip
+    _print(nodes)
+    versions = checked["nodes"][0]["versions"]
+    print(", ".join(f"{package} {version}" for package, version in versions.items()))
+    for problem in checked["problems"]:
+        print(f"{problem['where']}: {problem['what']}. {problem['remedy'][0].upper()}{problem['remedy'][1:]}.")
+    print(f"{len(checked['problems'])} problems" if checked["problems"] else "nothing is wrong")
+
+
 def print_overview(summary: Mapping[str, Any]) -> None:
     """What is in a dataset."""
     about = Table("", summary["name"], box=None, show_header=True)
