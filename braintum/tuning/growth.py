@@ -1,12 +1,14 @@
 """How large a cluster may become: what its autoscaler may start.
 
-Ray tells nobody. The autoscaler that `ray up` starts on the head node reads a file there, which its process names; a
-task on the head node reads it too. Elsewhere (no autoscaler, or one in a container of its own, as on Kubernetes) a
-cluster counts as it is, and `resources.max_concurrent` takes a number.
+Ray tells nobody, but what its autoscaler reads, a task on the head node can read too: the file with which `ray up`
+starts it there, or on Kubernetes the RayCluster, which the head's pod may see where KubeRay's autoscaler runs in it.
+Elsewhere a cluster counts as it is, and `resources.max_concurrent` takes a number.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,22 @@ import yaml
 
 HEAD = "node:__internal_head__"
 _OPTION = "--autoscaling-config="
+_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+_log = logging.getLogger(__name__)
 
 
 def largest_nodes() -> list[dict[str, float]] | None:
     """The resources of every node of the largest cluster that the autoscaler may make, the head's too.
 
-    None where there is no autoscaler. Of nodes of several types under one limit, those with most GPUs, then CPUs, are
-    counted first.
+    None where there is no autoscaler, and with a warning where Kubernetes would not tell. Of nodes of several types
+    under one limit, those with most GPUs, then CPUs, are counted first.
     """
     task = ray.remote(num_cpus=0, resources={HEAD: 0.001})(_autoscaler_config)
     config = ray.get(task.remote())
+    if isinstance(config, str):
+        _log.warning("%s: the cluster counts as it is now; say resources.max_concurrent for one that grows", config)
+        return None
     if config is None:
         return None
     types, left = config["available_node_types"], config.get("max_workers", 0)
@@ -37,8 +45,10 @@ def largest_nodes() -> list[dict[str, float]] | None:
     return nodes
 
 
-def _autoscaler_config() -> dict[str, Any] | None:
-    """What the autoscaler on this machine was started with."""
+def _autoscaler_config() -> dict[str, Any] | str | None:
+    """What the autoscaler of this head was started with; text: why Kubernetes does not tell."""
+    if "RAY_CLUSTER_NAME" in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ:  # KubeRay's and Kubernetes' own
+        return _of_raycluster(os.environ["RAY_CLUSTER_NAME"])
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
@@ -49,3 +59,19 @@ def _autoscaler_config() -> dict[str, Any] | None:
             config: dict[str, Any] = yaml.safe_load(Path(places[0]).expanduser().read_text())
             return config
     return None
+
+
+def _of_raycluster(name: str) -> dict[str, Any] | str | None:
+    """What KubeRay's autoscaler makes of this pod's RayCluster; None: it has none; text: why it cannot be read."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
+
+    try:
+        namespace = os.environ.get("RAY_CLUSTER_NAMESPACE") or _NAMESPACE.read_text()
+        found = KubernetesHttpApiClient(namespace).get(f"rayclusters/{name}")
+    except OSError as error:  # the pod has no account's files; the API refuses, or does not answer
+        return f"RayCluster {name}: cannot be read ({error})"
+    if not found["spec"].get("enableInTreeAutoscaling"):
+        return None
+    config: dict[str, Any] = _derive_autoscaling_config_from_ray_cr(found)
+    return config
