@@ -33,6 +33,7 @@ from braintum.settings import ConfigError
 from braintum.training.checkpoint import CheckpointError
 from braintum.training.device import keep_freed_memory
 from braintum.training.fit import Diverged, Fit
+from braintum.training.growth import largest_nodes
 from braintum.training.progress import Progress
 from braintum.training.run import (
     RunSpec,
@@ -57,9 +58,11 @@ class TrainingFailed(RuntimeError):
 def gpus_for(device: str) -> int:
     """GPUs for one worker by its `training.device`: one where the cluster has any, unless the CPU is asked for.
 
-    Raises ConfigError where one is asked for and the cluster has none.
+    A cluster that grows counts as large as it may become. Raises ConfigError where one is asked for and there is none.
     """
     has = ray.cluster_resources().get("GPU", 0) >= 1
+    if not has and device != "cpu":
+        has = any(node.get("GPU", 0) >= 1 for node in largest_nodes() or [])
     if device == "cuda" and not has:
         raise ConfigError("training.device: 'cuda': the cluster has no GPU; use auto or cpu")
     return int(has and device != "cpu")

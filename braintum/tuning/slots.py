@@ -8,8 +8,8 @@ from typing import Self
 import ray
 
 from braintum.settings import ConfigError
+from braintum.training.growth import largest_nodes
 from braintum.training.worker import gpus_for, may_grow
-from braintum.tuning.growth import largest_nodes
 from braintum.tuning.parts import Resources
 
 

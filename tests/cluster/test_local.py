@@ -51,6 +51,20 @@ def test_nodes_come_when_work_waits_for_them(cluster: LocalCluster) -> None:
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "2"), done.stderr
 
 
+GPUS = """
+from braintum.connect import connect
+from braintum.training.worker import gpus_for
+connect(print)
+print(gpus_for("auto"), gpus_for("cpu"))
+"""
+
+
+def test_gpus_that_are_still_to_come_count(tmp_path: Path) -> None:
+    with LocalCluster(1, gpus=1) as cluster:
+        done = run(cluster, "-c", GPUS)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "1 0"), done.stderr
+
+
 def test_who_has_no_token_does_not_come_in(cluster: LocalCluster, tmp_path: Path) -> None:
     wrong = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
     done = run(cluster, "-c", GROW, **wrong)

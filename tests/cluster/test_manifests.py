@@ -190,4 +190,4 @@ def test_every_manifest_is_rendered_by_one_of_them() -> None:
         named |= {(file.parent / entry).resolve() for entry in entries}
     files = {path for path in KUBERAY.rglob("*") if path.suffix in (".yaml", ".sh")}
     assert {path for path in files if path.name != "kustomization.yaml"} <= named
-    assert {Path(path).name for path in named if path.is_dir()} >= {"base", "volume", "own-cluster", "a-gpu", "cluster"}
+    assert {Path(path).name for path in named if path.is_dir()} >= {"base", "volume", "own-cluster", "cluster"}

@@ -27,7 +27,7 @@ BIN = Path(sys.executable).parent
 ASK = """
 import json
 from braintum.connect import connect
-from braintum.tuning.growth import largest_nodes
+from braintum.training.growth import largest_nodes
 from braintum.tuning.parts import Resources
 from braintum.tuning.slots import Slots
 

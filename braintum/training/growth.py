@@ -28,6 +28,9 @@ def largest_nodes() -> list[dict[str, float]] | None:
     None where there is no autoscaler, and with a warning where Kubernetes would not tell. Of nodes of several types
     under one limit, those with most GPUs, then CPUs, are counted first.
     """
+    own: Any = ray._private.worker._global_node
+    if own is not None and own.head:  # a Ray that this process has started does not grow
+        return None
     task = ray.remote(num_cpus=0, resources={HEAD: 0.001})(_autoscaler_config)
     config = ray.get(task.remote())
     if isinstance(config, str):
