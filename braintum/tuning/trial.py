@@ -112,11 +112,18 @@ def _shares_url(out: str, fold: str) -> str:
 
 
 def trial_epochs(
-    spec: TrialSpec, table: SliceTable, *, rank: int = 0, world_size: int = 1, ahead: Ahead | None = None
+    spec: TrialSpec,
+    table: SliceTable,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    ahead: Ahead | None = None,
+    node: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Trains the folds in turn and yields one result per epoch; goes on from the trial's saved state.
 
-    With `ahead` an epoch may be trained before somebody asks for it; nothing of it is kept before.
+    With `ahead` an epoch may be trained before somebody asks for it; nothing of it is kept before. `node`: Ray's id of
+    that on which it trains.
     `epoch` = finished folds × epochs + epoch within the fold; `score` = mean selection score of the finished folds and
     the current one; `finished` is True in the last result. A resumed trial first yields its saved results again.
     """
@@ -168,6 +175,7 @@ def trial_epochs(
                     **(costs(spec.costs, fit) if finished and rank == 0 else {}),
                     "began": began,  # wall-clock seconds, as `ended`: first step, and scores known
                     "ended": ended,
+                    "node": node,
                 }
             )
             if fit.finished:
@@ -247,7 +255,8 @@ class OneWorkerTrial(tune.Trainable):
         self._spec = spec = TrialSpec(**config["trial"])
         if self._view != spec.view:  # what is kept by table (folds, tensors on a GPU) stays from trial to trial
             self._view, self._table = spec.view, ray.get(self._tables[spec.view])
-        self._ahead = Ahead(lambda ahead: trial_epochs(spec, self._table, ahead=ahead))
+        node = ray.get_runtime_context().get_node_id()
+        self._ahead = Ahead(lambda ahead: trial_epochs(spec, self._table, ahead=ahead, node=node))
 
 
 def many_worker_trial(
@@ -295,7 +304,8 @@ def _work(config: dict[str, Any]) -> None:
     table: SliceTable = ray.get(config["table"])
     rank, world_size = context.get_world_rank(), context.get_world_size()
     try:
-        for result in trial_epochs(spec, table, rank=rank, world_size=world_size):
+        node = ray.get_runtime_context().get_node_id()
+        for result in trial_epochs(spec, table, rank=rank, world_size=world_size, node=node):
             ray.train.report({**result, "placed": config["placed"]})
     except Exception as error:
         ended = _ended(error, spec)
