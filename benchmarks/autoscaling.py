@@ -1,4 +1,4 @@
-"""A cluster without nodes that Ray's autoscaler makes for two studies and takes away after each: how fast, who trained where.
+"""A cluster without nodes that Ray's autoscaler makes for two studies and takes away after each: how fast, and where.
 
     python benchmarks/autoscaling.py [--nodes 3]
 
