@@ -55,6 +55,8 @@ def connect(say: Callable[[str], None]) -> None:
     if address.startswith(("http://", "https://")):
         raise ConfigError(f"RAY_ADDRESS: {address}: is for `ray job`; unset it, or give HOST:6379, auto or local")
     if address != "local" and (address != "auto" or find_bootstrap_address(None) is not None):
+        if ":" in address and "://" not in address and not answers(address):  # Ray would try for minutes
+            raise ConfigError(f"RAY_ADDRESS: {address}: no cluster answers there")
         inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # its runtime_env is set by `ray job submit`
         try:
             _init(  # None: what `ray start` wrote down, with its token
@@ -104,6 +106,16 @@ def start_local(**options: Any) -> None:
         _system_config={"worker_niceness": 0},  # by default 15, so that any other process takes the core from training
         **options,
     )
+
+
+def answers(address: str) -> bool:
+    """Whether somebody listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def answers_anybody(address: str) -> bool:

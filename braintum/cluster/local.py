@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import psutil
 
-from braintum.connect import secure
+from braintum.connect import answers, secure
 from braintum.settings import ConfigError
 
 HEAD_ID = "f" * 51 + "00000"
@@ -28,7 +28,9 @@ HEAD_ID = "f" * 51 + "00000"
 HEAD_TYPE = "ray.head.default"
 STORE_MB = 200
 """Of each node's object store."""
-START_SECONDS = 60.0
+STARTED = b"Ray runtime started"
+"""What `ray start` says once the head is complete."""
+START_SECONDS = 120.0
 END_SECONDS = 10.0
 _SOCKETS = "/tmp"  # noqa: S108 - paths of sockets must be short
 
@@ -85,7 +87,7 @@ class LocalCluster:
                 command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
             )
         deadline = time.monotonic() + START_SECONDS
-        while not (_answers(self.address) and _answers(self.dashboard.removeprefix("http://"))):
+        while STARTED not in log.read_bytes() or not answers(self.dashboard.removeprefix("http://")):
             if self._head.poll() is not None or time.monotonic() > deadline:
                 said = log.read_text(errors="replace").strip()[-1000:]
                 self.__exit__(None, None, None)
@@ -142,13 +144,6 @@ def _ports(*usual: int) -> list[int]:
     for free in sockets:
         free.close()
     return ports
-
-
-def _answers(address: str) -> bool:
-    host, port = address.split(":")
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex((host, int(port))) == 0
 
 
 def _end(process: psutil.Process) -> None:
