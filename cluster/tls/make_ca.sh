@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The authority that signs every node's certificate; once, on the machine that runs `ray up`:
 #     bash cluster/tls/make_ca.sh ~/.braintum-tls
-# Whoever has ca.key can join the cluster's traffic: keep it as you keep an SSH key.
+# Whoever has ca.key can pass for a node: keep it as you keep an SSH key.
 set -euo pipefail
 folder=$1
 umask 077
