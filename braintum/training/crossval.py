@@ -22,6 +22,7 @@ from braintum.data.table import SliceTable
 from braintum.evaluation.summary import summarise
 from braintum.settings import ConfigError
 from braintum.training.device import keep_freed_memory
+from braintum.training.metrics import Metrics
 from braintum.training.progress import Progress
 from braintum.training.run import (
     RunSpec,
@@ -69,10 +70,12 @@ def crossval(
     shared already. Raises ConfigError or DataError before anything starts, Diverged, or TrainingFailed.
     """
     refuse_at_once(storage.resolve(data_url), storage.resolve(out), resume=resume)
-    (summary,) = crossvals(
-        {out: experiment}, data_url,
-        folds=folds, workers=workers, at_once=at_once, table_ref=table_ref, resume=resume, progress=progress,
-    )  # fmt: skip
+    with Metrics(storage.resolve(out), progress) as metrics:
+        metrics.begin()
+        (summary,) = crossvals(
+            {out: experiment}, data_url,
+            folds=folds, workers=workers, at_once=at_once, table_ref=table_ref, resume=resume, progress=progress,
+        )  # fmt: skip
     return summary
 
 

@@ -39,7 +39,7 @@ class Row:
     began_at: int | None = None
     """Finished epochs when this training began or went on; known with its first epoch."""
     reached: float = 0.0
-    """When its last epoch ended."""
+    """When its last epoch ended, or it began to train."""
     took: float | None = None
     """Seconds from its start here to its end, where it was trained here."""
 
@@ -75,7 +75,9 @@ class Progress:
         self._console = Console(stderr=True, markup=False, emoji=False)  # brackets in a name are the name
         self._live: Live | None = None
         self._printed: dict[str, float] = {}
-        self._started = self._summed_up = time.monotonic()
+        self._started = self._summed_up = self.last_epoch = time.monotonic()
+        self.longest_epoch = 0.0
+        """Seconds of the longest epoch of any row, with what lay between it and the one before."""
 
     def __enter__(self) -> Self:
         if not self.quiet and self._console.is_terminal:
@@ -130,11 +132,14 @@ class Progress:
         row = self.rows.setdefault(name, Row(name, what or name))
         changed = state is not None and state != row.state
         if changed and state == "training":
-            row.started, row.began_at = time.monotonic(), None
+            row.started = row.reached = time.monotonic()
+            row.began_at = None
         if changed and state not in LIVING and row.state == "training":
             row.took = time.monotonic() - row.started
         if epoch and epoch != row.epoch:
-            row.reached = time.monotonic()
+            self.last_epoch = time.monotonic()
+            self.longest_epoch = max(self.longest_epoch, self.last_epoch - max(row.reached, row.started))
+            row.reached = self.last_epoch
             row.began_at = epoch - 1 if row.began_at is None else row.began_at
         given = {
             "what": what, "state": state, "epoch": epoch, "epoch_costs": epoch_costs, "fold": fold,
@@ -150,6 +155,12 @@ class Progress:
         """A line above the table, or just a line."""
         if not self.quiet:
             self._console.print(text, highlight=False, soft_wrap=True)
+
+    @property
+    def slices_per_second(self) -> float:
+        """Of all rows that train."""
+        rows = list(self.rows.values())  # other threads add some meanwhile
+        return sum(row.slices_per_second or 0.0 for row in rows if row.state == "training")
 
     @property
     def seconds_left(self) -> float | None:

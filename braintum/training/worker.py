@@ -34,6 +34,7 @@ from braintum.training.checkpoint import CheckpointError
 from braintum.training.device import keep_freed_memory
 from braintum.training.fit import Diverged, Fit
 from braintum.training.growth import largest_nodes
+from braintum.training.metrics import Metrics
 from braintum.training.progress import Progress
 from braintum.training.run import (
     RunSpec,
@@ -157,7 +158,8 @@ def train(
         name = f"fold {fold}" if fold else "run"
         costs = experiment.training.epoch_costs
         progress.update(name, what=experiment.model.name, state="waiting", epoch_costs=costs)
-        with shown(mailbox, progress):
+        with shown(mailbox, progress), Metrics(spec.out, progress) as metrics:
+            metrics.begin()
             train_on_workers(spec, table_ref, workers, mailbox, name)
         progress.update(name, state="complete")
     summary: dict[str, Any] = storage.read_json(summary_url)

@@ -25,6 +25,7 @@ from braintum.settings import ConfigError
 from braintum.training.progress import Progress
 from braintum.training.run import prepare_out, refuse_at_once, versions
 from braintum.tuning.begin import location_at, record, refuse_another_study
+from braintum.tuning.metrics import StudyMetrics
 from braintum.tuning.records import RECORD
 from braintum.tuning.samplers import seed_of
 from braintum.tuning.shared import share
@@ -85,9 +86,9 @@ def nested_search(
         if not storage.exists(storage.join(place, "study.json")):
             storage.remove(place)  # stopped before anything was written
         progress.say(f"leaving out fold {outer[0]} of {', '.join(names)}")
-        with Spending(place) as spending:
+        with Spending(place) as spending, StudyMetrics(place, progress, spending) as metrics:
             parts[outer[0]] = run_study(
-                inner.model_copy(update={"budget": budget}), shared, place, location.of_study(place), spending,
+                inner.model_copy(update={"budget": budget}), shared, place, location.of_study(place), spending, metrics,
                 outer=outer, started=began, resume=True, progress=progress,
             )  # fmt: skip
         spent += spending.now()

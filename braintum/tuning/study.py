@@ -34,6 +34,7 @@ from braintum.tuning.budget import Allowance
 from braintum.tuning.front import RULE, pareto
 from braintum.tuning.importance import importances
 from braintum.tuning.location import Location
+from braintum.tuning.metrics import StudyMetrics
 from braintum.tuning.outcome import only_the_best, race_summary, winners
 from braintum.tuning.parts import COSTS
 from braintum.tuning.racing import refuse_powerless
@@ -85,9 +86,9 @@ def search(
     say_starts(space, shared, out, progress)
     if warm is not None:
         progress.say(warm.said)
-    with Spending(out) as spending:
+    with Spending(out) as spending, StudyMetrics(out, progress, spending) as metrics:
         return run_study(
-            space, shared, out, location, spending, warm_start=about["warm_start"], warm=warm,
+            space, shared, out, location, spending, metrics, warm_start=about["warm_start"], warm=warm,
             started=started, resume=resume, progress=progress,
         )  # fmt: skip
 
@@ -98,6 +99,7 @@ def run_study(
     out: str,
     location: Location,
     spending: Spending,
+    metrics: StudyMetrics,
     *,
     outer: Outer | None = None,
     warm_start: str | None = None,
@@ -138,6 +140,7 @@ def run_study(
         spending.begin(started, space.budget, alive_nodes, progress)
         progress.expect(left)
         watch = Watch(progress, folds, store, events, studies, spending, places.trial_gpus)
+        metrics.begin_study(watch, space.budget.price_per_node_hour)
         searched = time.monotonic()
         if left > 0 and _may_go_on(studies, allowance):
             _tune(space, studies, out, folds, shared, outer, watch, allowance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,9 +43,15 @@ class Watch(tune.Callback):
         self.busy = 0.0
         self.starts: dict[str, float] = {}
         """Seconds from when a trial was placed to its first step here."""
-        progress.earlier(ended_by_state(studies))
+        self.restarts = 0
+        """How often a trial was begun again as its worker had died. Of those with many workers Ray Train tells nothing."""
+        self.running: set[str] = set()
+        self.ended = Counter(ended_by_state(studies))
+        self.best: dict[str, float] = {}
+        """Of each architecture, its best selection score."""
+        progress.earlier(self.ended)
         for name, trial in best_trials(studies).items():
-            progress.best(name, trial.value or 0.0, f"trial {trial.number}")
+            self._complete(name, trial.value or 0.0, trial.number)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: a Tuner pickles its callbacks to a file that nobody reads."""
@@ -53,6 +60,7 @@ class Watch(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         spec = TrialSpec(**trial.config["trial"])
         self._spending.hold(spec.run, self._gpus)
+        self.running.add(spec.run)
         costs = Experiment.from_dict(spec.experiment).training.epoch_costs * self._folds
         self._progress.update(spec.shown, what=spec.architecture, state="training", epoch_costs=costs)
 
@@ -81,21 +89,31 @@ class Watch(tune.Callback):
         result = trial.last_result
         if result.get("outcome") == CROWDED:
             spec = TrialSpec(**trial.config["trial"])
+            self.running.discard(spec.run)
             self._progress.update(spec.shown, state="waiting")
             self._progress.say(f"{spec.shown} had not enough GPU memory beside others: it is trained again, alone")
             return
         ended = "failed" if "outcome" in result else "complete" if result.get("finished") else "pruned"
         if ended == "complete":
             spec = TrialSpec(**trial.config["trial"])
-            self._progress.best(spec.architecture, result["score"], f"trial {spec.number}")
+            self._complete(spec.architecture, result["score"], spec.number)
         self._end(trial, ended)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.restarts += 1
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(trial, "failed")
 
+    def _complete(self, architecture: str, score: float, number: int) -> None:
+        self.best[architecture] = max(score, self.best.get(architecture, score))
+        self._progress.best(architecture, score, f"trial {number}")
+
     def _end(self, trial: Any, state: str) -> None:
         spec = TrialSpec(**trial.config["trial"])
         self._spending.release(spec.run)
+        self.running.discard(spec.run)
+        self.ended[state] += 1
         self._progress.update(spec.shown, state=state)
         self._events.end(spec.out)
         if self._store.safe():  # else who resumes would train it again from the start
