@@ -44,7 +44,7 @@ class Watch(tune.Callback):
         self.starts: dict[str, float] = {}
         """Seconds from when a trial was placed to its first step here."""
         self.restarts = 0
-        """How often a trial was begun again as its worker had died. Of those of many workers Ray Train tells nothing."""
+        """Trials that were begun again as their worker had died. Of those of many workers Ray Train tells nothing."""
         self.running: set[str] = set()
         self.ended = Counter(ended_by_state(studies))
         self.best: dict[str, float] = {}
