@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -99,8 +100,16 @@ class LocalCluster:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Ends every process of the cluster: nodes are nobody's children once the autoscaler that made them is gone."""
-        for process in [found for found in psutil.process_iter(["cmdline"]) if self._is_ours(found)]:
-            _end(process)
+        family = [process for process in psutil.process_iter(["cmdline"]) if self._is_ours(process)]
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        deadline = time.monotonic() + END_SECONDS
+        while any(_runs(process) for process in family) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         if self._head is not None:
             self._head.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -146,11 +155,8 @@ def _ports(*usual: int) -> list[int]:
     return ports
 
 
-def _end(process: psutil.Process) -> None:
-    try:
-        process.terminate()
-        process.wait(END_SECONDS)
-    except psutil.TimeoutExpired:
-        process.kill()
-    except psutil.NoSuchProcess:
-        return
+def _runs(process: psutil.Process) -> bool:
+    """Whether it has not ended; one whose parent has not heard of that yet has."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False

@@ -52,13 +52,14 @@ def _autoscaler_config() -> dict[str, Any] | str | None:
     """What the autoscaler of this head was started with; text: why Kubernetes does not tell."""
     if "RAY_CLUSTER_NAME" in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ:  # KubeRay's and Kubernetes' own
         return _of_raycluster(os.environ["RAY_CLUSTER_NAME"])
+    own = f"--gcs-address={ray.get_runtime_context().gcs_address}"  # another cluster's may run here too
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:  # it has just ended, or is another user's
             continue
         places = [word.removeprefix(_OPTION) for word in words if word.startswith(_OPTION)]
-        if places and any(word.endswith("monitor.py") for word in words):
+        if places and own in words and any(word.endswith("monitor.py") for word in words):
             config: dict[str, Any] = yaml.safe_load(Path(places[0]).expanduser().read_text())
             return config
     return None

@@ -21,7 +21,7 @@ SECRETS = (
     r"\bAKIA[0-9A-Z]{16}",
     r"\bAIza",
     r"\b[0-9a-f]{32,}\b",
-    "(?i)(token|secret|password)=",
+    r"(?i)(token|secret|password)=[\"']?(?=[\w+/-]*\d)[\w+/-]{8,}",
 )
 
 
