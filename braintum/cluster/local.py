@@ -100,16 +100,17 @@ class LocalCluster:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Ends every process of the cluster: nodes are nobody's children once the autoscaler that made them is gone."""
-        family = [process for process in psutil.process_iter(["cmdline"]) if self._is_ours(process)]
-        for process in family:
+        family = {process for process in psutil.process_iter(["cmdline"]) if self._is_ours(process)}
+        for process in list(family):  # workers and agents, which have taken titles of their own
             with suppress(psutil.NoSuchProcess):
-                process.terminate()
-        deadline = time.monotonic() + END_SECONDS
-        while any(_runs(process) for process in family) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+                family |= set(process.children(recursive=True))
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            for process in family:
+                with suppress(psutil.NoSuchProcess):
+                    end(process)
+            deadline = time.monotonic() + END_SECONDS
+            while any(_runs(process) for process in family) and time.monotonic() < deadline:
+                time.sleep(0.1)
         if self._head is not None:
             self._head.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
