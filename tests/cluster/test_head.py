@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -48,20 +48,27 @@ class Head:
         )
         with (self._folder / "head.log").open("wb") as log:
             self._process = subprocess.Popen(["bash", "-c", command], env=self._bare(), stdout=log, stderr=log)
-        until = time.monotonic() + 60
-        while self.run("ray job list", **self.jobs).returncode:
-            assert time.monotonic() < until, (self._folder / "head.log").read_text()
+        until = time.monotonic() + 120
+        while "--block" not in self.said() or self.run("ray job list", **self.jobs).returncode:  # all is started
+            assert time.monotonic() < until, self.said()
             time.sleep(0.5)
+
+    def said(self) -> str:
+        return (self._folder / "head.log").read_text()
 
     def die(self) -> None:
         """As a machine does: nothing is told."""
-        for process in psutil.process_iter(["environ"]):
-            if (process.info["environ"] or {}).get("HOME") == str(self.home):
-                process.send_signal(signal.SIGKILL)
-        if self._process is not None:
-            self._process.wait(30)
-            shutil.rmtree(self._folder)
-            self._process = None
+        if self._process is None:
+            return
+        own = psutil.Process(self._process.pid)
+        processes = [*own.children(recursive=True), own]  # jobs too, which are in sessions of their own
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait(30)
+        psutil.wait_procs(processes, timeout=30)
+        self._process = None
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def run(self, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """A command of a login on the head."""
@@ -140,6 +147,7 @@ with log.open("a") as lines:
 """
 
 
+@pytest.mark.slow
 def test_a_new_head_starts_again_what_the_last_one_was_doing(head: Head, tmp_path: Path) -> None:
     kept, script, go = tmp_path / "kept", tmp_path / "job.py", tmp_path / "go"
     kept.mkdir()
