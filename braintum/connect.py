@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -55,7 +56,7 @@ def connect(say: Callable[[str], None]) -> None:
     if address.startswith(("http://", "https://")):
         raise ConfigError(f"RAY_ADDRESS: {address}: is for `ray job`; unset it, or give HOST:6379, auto or local")
     if address != "local" and (address != "auto" or find_bootstrap_address(None) is not None):
-        if ":" in address and "://" not in address and not answers(address):  # Ray would try for minutes
+        if re.fullmatch(r"[^/]+:\d+", address) and not answers(address):  # Ray would try for minutes
             raise ConfigError(f"RAY_ADDRESS: {address}: no cluster answers there")
         inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # its runtime_env is set by `ray job submit`
         try:
@@ -113,7 +114,7 @@ def answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
-    except (OSError, ValueError):
+    except OSError:
         return False
     return True
 
