@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -156,26 +157,35 @@ def value(samples: list[Sample], name: str, out: Path, **labels: str) -> float |
     return next((number for has, number in of(samples, name, out) if wanted <= has.items()), None)
 
 
+def scraped_when(out: Path, name: str, is_so: Callable[[float], bool]) -> list[Sample]:
+    """What is told when that is so of a metric. Ray hands on what drivers tell every ten seconds."""
+    for _ in range(240):
+        samples = scrape()
+        now = value(samples, name, out)
+        if now is not None and is_so(now):
+            return samples
+        time.sleep(0.5)
+    raise AssertionError(f"{name} was never so")
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_study_is_seen_as_it_is(tiny_phantom: str, tmp_path: Path) -> None:
     """While it runs, as a worker dies, and when it has ended; with all that alerts and dashboard ask for."""
     out = tmp_path / "study"
 
-    def look_and_kill() -> list[Sample]:
-        wait_for(lambda: (value(scrape(), "ray_braintum_longest_epoch_seconds", out) or 0.0) > 0.0)
-        seen = scrape()
+    def kill_and_look() -> list[Sample]:
+        wait_for(lambda: (out / "trials" / "unet-0" / "history.json").exists())
         workers_of("OneWorkerTrial")[0].kill()
-        return seen
+        return scraped_when(out, "ray_braintum_slices_per_second", lambda speed: speed > 0)
 
     with ThreadPoolExecutor(1) as pool:
-        looking = pool.submit(look_and_kill)
+        looking = pool.submit(kill_and_look)
         summary = search(space(tmp_path), tiny_phantom, str(out), progress=quiet())
     running = looking.result()
     assert value(running, "ray_braintum_running", out) == 1
-    assert 1 <= (value(running, "ray_braintum_trials", out, state="running") or 0) <= 2
-    assert (value(running, "ray_braintum_slices_per_second", out) or 0) > 0
-    wait_for(lambda: value(scrape(), "ray_braintum_running", out) == 0, 60)
-    ended = scrape()
+    assert sum(count for _, count in of(running, "ray_braintum_trials", out)) <= SPACE["trials"]
+    assert 0 < (value(running, "ray_braintum_longest_epoch_seconds", out) or 0) < summary["seconds"]
+    ended = scraped_when(out, "ray_braintum_running", lambda runs: runs == 0)
     states = {labels["state"]: count for labels, count in of(ended, "ray_braintum_trials", out)}
     assert states == {"running": 0, **summary["trials"]}
     scores = {labels["architecture"]: score for labels, score in of(ended, "ray_braintum_best_score", out)}
@@ -194,6 +204,6 @@ def test_a_training_is_seen_too(tiny_phantom: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     experiment = space(tmp_path).experiment("unet", {}).with_overrides({"training.epochs": 2})
     train(experiment, tiny_phantom, str(out), progress=quiet())
-    wait_for(lambda: value(scrape(), "ray_braintum_running", out) == 0, 60)
-    seen = {name for name, labels, _ in scrape() if labels.get("out") == str(out)}
+    ended = scraped_when(out, "ray_braintum_running", lambda runs: runs == 0)
+    seen = {name for name, labels, _ in ended if labels.get("out") == str(out)}
     assert seen == {f"ray_{name}" for name in Metrics.GAUGES}
