@@ -18,8 +18,8 @@ from braintum.cluster.local import LocalCluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-TRIALS, EPOCHS = 4, 30
-LEAVE_SECONDS = 10
+TRIALS, EPOCHS = 4, 100
+LEAVE_SECONDS = 5
 NODES = """
 import json, ray
 from braintum.connect import connect
