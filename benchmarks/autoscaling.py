@@ -53,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, LocalCluster(nodes, idle_seconds=IDLE_SECONDS) as cluster:
         folder = Path(name)
         ingest_phantom(str(folder / "data"), cases=24, slices_per_case=4, size=64)
-        os.environ.update(cluster.environment)
+        os.environ["RAY_ADDRESS"] = cluster.address
         connect(print)
         seen = Nodes()
         for workers, trials in ((1, 2 * nodes), (2, 2)):

@@ -74,6 +74,11 @@ def connect(say: Callable[[str], None]) -> None:
             say(f"on the Ray cluster at {place}")
             return
         except ConnectionError as error:
+            if "InvalidAuthToken" in f"{error.__cause__}":
+                raise ConfigError(
+                    f"RAY_ADDRESS: {address}: the cluster asks for another token; set RAY_AUTH_MODE=token, and put its "
+                    "token into ~/.ray/auth_token or RAY_AUTH_TOKEN"
+                ) from error
             if address != "auto":
                 raise ConfigError(f"RAY_ADDRESS: {address}: no cluster answers there") from error
         except ValueError as error:

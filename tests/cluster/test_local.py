@@ -70,6 +70,7 @@ def test_who_has_no_token_does_not_come_in(cluster: LocalCluster, tmp_path: Path
     done = run(cluster, "-c", GROW, **wrong)
     assert done.returncode != 0
     assert "2" not in done.stdout.splitlines()
+    assert "the cluster asks for another token" in done.stderr
     file = tmp_path / "ran"
     submit = ["-m", "ray.scripts.scripts", "job", "submit", "--", "touch", str(file)]
     for mode in ({"RAY_AUTH_MODE": "disabled"}, wrong):
