@@ -21,6 +21,7 @@ from typing import Any
 import grpc
 import ray
 from ray._private.services import find_bootstrap_address
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from braintum.settings import ConfigError
 
@@ -58,6 +59,7 @@ def connect(say: Callable[[str], None]) -> None:
     if address != "local" and (address != "auto" or find_bootstrap_address(None) is not None):
         if re.fullmatch(r"[^/]+:\d+", address) and not answers(address):  # Ray would try for minutes
             raise ConfigError(f"RAY_ADDRESS: {address}: no cluster answers there")
+        _use_token()
         inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # its runtime_env is set by `ray job submit`
         try:
             _init(  # None: what `ray start` wrote down, with its token
@@ -168,6 +170,13 @@ def end_tasks(tasks: Collection[ray.ObjectRef[Any]]) -> None:
         _, running = ray.wait(running, num_returns=len(running), timeout=ENDING_SECONDS, fetch_local=False)
     for task in running:
         ray.cancel(task, force=True)
+
+
+def _use_token() -> None:
+    """Shows this user's token, if there is one and RAY_AUTH_MODE says nothing; Ray does where it has no address."""
+    if "RAY_AUTH_MODE" not in os.environ and AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+        os.environ["RAY_AUTH_MODE"] = "token"
+        Config.initialize("")  # it has read the environment when it was imported
 
 
 def _set_environment() -> None:
