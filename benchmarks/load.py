@@ -47,7 +47,7 @@ SPACE: dict[str, Any] = {
     "parameters": {
         "optim.lr": {"log_uniform": [1e-4, 1e-1]},
         "optim.weight_decay": {"log_uniform": [1e-5, 1e-1]},
-        "model.dropout": {"uniform": [0.0, 0.5]},
+        "augment.rotate": {"uniform": [0, 45]},
     },
 }  # fmt: skip
 
